@@ -1,0 +1,1 @@
+"""The ``d2v`` command: one file a sub-command."""

@@ -1,0 +1,1 @@
+"""Fused Triton kernels, each with an eager twin in ``reference.py``."""
