@@ -1,0 +1,33 @@
+# `make` alone lists the targets. Each of them sets .venv up first when it has to.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup test demo demo-full lint clean
+
+VENV ?= .venv
+PYTHON ?=
+TORCH ?=
+DATA ?=
+export VENV PYTHON TORCH
+DEMO = $(VENV)/bin/python examples/speech/demo/run.py $(if $(DATA),--data "$(DATA)")
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo "  PYTHON=python3.12 picks the interpreter, TORCH=torch==2.9.1 another torch, DATA=/path/to/wavs your recordings"
+
+setup: ## make .venv with everything, or nothing if it is up to date
+	@scripts/setup_env.sh
+
+test: setup ## style check and every test, at most 15 minutes on 2 cores
+	@scripts/run_tests.sh
+
+demo: setup ## pre-train, fine-tune and score on recorded speech, about 10 minutes on 2 cores
+	@$(DEMO)
+
+demo-full: setup ## the longer recipe: five languages, three label budgets, three seeds
+	@$(DEMO) --full
+
+lint: setup ## style check alone
+	@$(VENV)/bin/ruff check .
+
+clean: ## remove .venv and build products, keep data and results
+	rm -rf "$(VENV)" build *.egg-info .pytest_cache .ruff_cache
