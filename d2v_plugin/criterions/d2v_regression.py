@@ -1,0 +1,86 @@
+"""``d2v_regression``: sums the model's losses and logs them without reading the device."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Dict
+
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+
+from d2v_plugin.method.collapse import check_finite
+
+logger = logging.getLogger(__name__)
+
+TRACKED = ("target_var", "pred_var", "ema_decay")
+COUNTS = ("loss", "ntokens", "nsentences", "sample_size", "_world_size")
+
+
+@dataclass
+class D2vRegressionConfig(FairseqDataclass):
+    loss_weights: Dict[str, float] = field(default_factory=dict, metadata={"help": "weight per loss; default 1"})
+
+
+@register_criterion("d2v_regression", dataclass=D2vRegressionConfig)
+class D2vRegressionCriterion(FairseqCriterion):
+    """Loss of a data2vec model: the weighted sum of ``net_output["losses"]``.
+
+    Logs ``loss`` (per masked frame), each loss by name when there are several, ``target_var``,
+    ``pred_var``, ``ema_decay``, and what the collapse watch measured. Values stay tensors until
+    fairseq prints them, so nothing waits for the device.
+    """
+
+    def __init__(self, task, loss_weights=None):
+        super().__init__(task)
+        self.loss_weights = loss_weights or {}
+
+    def forward(self, model, sample, reduce=True):
+        """Returns ``(loss, sample_size, logging_output)``."""
+        out = model(**sample["net_input"])
+        losses = {k: self._weight(k) * v.float().sum() for k, v in out["losses"].items()}
+        loss = sum(losses.values())
+        if _looking_for_nan(model):
+            check_finite(getattr(model, "num_updates", -1), loss)
+        logging_output = {
+            "loss": loss.detach(),
+            "ntokens": out["sample_size"],
+            "nsentences": sample["id"].numel(),
+            "sample_size": out["sample_size"],
+            "_world_size": 1,
+        }
+        logging_output.update({k: out[k] for k in TRACKED if k in out})
+        if len(losses) > 1:
+            logging_output.update({f"loss_{k}": v.detach() for k, v in losses.items()})
+        logging_output.update(out.get("logs", {}))
+        return loss, out["sample_size"], logging_output
+
+    def _weight(self, name):
+        if not self.loss_weights:
+            return 1.0
+        if name not in self.loss_weights:
+            raise ValueError(f"criterion.loss_weights has no weight for the loss {name!r}; add it (0 switches it off)")
+        return self.loss_weights[name]
+
+    @staticmethod
+    def reduce_metrics(logging_outputs):
+        """Aggregate logging outputs over micro-batches and ranks."""
+        totals = {k: sum(log.get(k, 0) for log in logging_outputs) for k in COUNTS}
+        size = totals["sample_size"]
+        metrics.log_scalar("loss", totals["loss"] / size, size, round=3)
+        for k in ("ntokens", "nsentences", "sample_size"):
+            metrics.log_scalar(k, totals[k])
+        for k in sorted({k for log in logging_outputs for k in log} - set(COUNTS)):
+            if k.startswith("loss_"):
+                metrics.log_scalar(k, sum(log.get(k, 0) for log in logging_outputs) / size, size, round=3)
+            else:
+                seen = sum(log["_world_size"] for log in logging_outputs if k in log)
+                metrics.log_scalar(k, sum(log.get(k, 0) for log in logging_outputs) / seen, round=3)
+
+    @staticmethod
+    def logging_outputs_can_be_summed():
+        return True
+
+
+def _looking_for_nan(model):
+    """True while fairseq repeats a step whose gradients were not finite: then, and only then, read the loss."""
+    return any(type(getattr(h, "__self__", None)).__name__ == "NanDetector" for h in model._forward_hooks.values())

@@ -1,0 +1,107 @@
+"""The EMA teacher: fp32 weights that trail the student, updated in a handful of foreach operations."""
+
+import copy
+
+import torch
+
+
+def annealed_decay(start, end, update, anneal_updates):
+    """Decay at ``update``: linear from ``start`` to ``end`` over ``anneal_updates``, then ``end``.
+
+    A function of the update number alone, so that resuming changes nothing. Source: arXiv:2202.03555, section 3.2.
+    """
+    if start == end or update >= anneal_updates:
+        return end
+    return end - (end - start) * (1 - update / anneal_updates)
+
+
+class EMATeacher:
+    """A frozen copy of (part of) the student whose parameters follow it.
+
+    ``theta <- decay * theta + (1 - decay) * student``, kept in fp32 whatever the student's dtype; a
+    half-precision student gets a half-precision copy to run, written in the same step. Parameters
+    named in ``shared`` and buffers are copied instead of averaged.
+
+    Not an ``nn.Module``, so that the student's parameters, gradients buckets and state dict do not
+    list it; the owner forwards ``.to()`` through ``apply``.
+
+    Args:
+        student: module to copy. Its parameters must be those passed to ``update``.
+        shared: names of parameters that always equal the student's.
+    """
+
+    def __init__(self, student, shared=()):
+        self.model = copy.deepcopy(student).requires_grad_(False).eval()
+        self.shared = frozenset(shared)
+        self.fp32 = {k: _as_fp32(v) for k, v in self.model.state_dict().items()}
+        self.decay = None
+
+    @torch.no_grad()
+    def update(self, student, decay):
+        """One step towards ``student``. Makes no host read of a device tensor."""
+        self.decay = decay
+        averaged, towards, copied, fresh = [], [], [], []
+        for name, parameter in student.named_parameters():
+            mean = self.fp32[name]
+            if name in self.shared or not parameter.requires_grad:
+                copied.append(mean)
+                fresh.append(parameter.data)
+            else:
+                averaged.append(mean)
+                towards.append(parameter.data)
+        if averaged:
+            # mul and add in this order and not lerp: the rounding of fairseq's EMAModule, so that runs compare.
+            torch._foreach_mul_(averaged, decay)
+            torch._foreach_add_(averaged, [t.to(torch.float32) for t in towards], alpha=1 - decay)
+        for name, buffer in student.named_buffers():
+            if name in self.fp32:
+                copied.append(self.fp32[name])
+                fresh.append(buffer)
+        if copied:
+            torch._foreach_copy_(copied, fresh)
+        self._write_back()
+
+    def _write_back(self):
+        """Refresh the half-precision copy that runs; in fp32 the two are the same tensors."""
+        running = self.model.state_dict()
+        stale = [(running[k], v) for k, v in self.fp32.items() if running[k].data_ptr() != v.data_ptr()]
+        if stale:
+            torch._foreach_copy_([r for r, _ in stale], [v for _, v in stale])
+
+    def state_dict(self):
+        """The fp32 weights, under the student's names: what upstream stores as ``_ema``."""
+        return self.fp32
+
+    @torch.no_grad()
+    def load_state_dict(self, state):
+        """Restore what ``state_dict`` returned.
+
+        Raises:
+            ValueError: a weight is missing, unknown, or of another shape.
+        """
+        missing, unknown = sorted(self.fp32.keys() - state.keys()), sorted(state.keys() - self.fp32.keys())
+        if missing or unknown:
+            raise ValueError(
+                f"the checkpoint's teacher does not fit this model: missing {missing[:3]}, unknown {unknown[:3]}; "
+                "check ema_transformer_only, ema_layers_only and the model's sizes against the checkpoint's"
+            )
+        for name, value in state.items():
+            if value.shape != self.fp32[name].shape:
+                raise ValueError(
+                    f"teacher weight {name} is {tuple(value.shape)} in the checkpoint and "
+                    f"{tuple(self.fp32[name].shape)} in this model; use the sizes of the checkpoint"
+                )
+            self.fp32[name].copy_(value)
+        self._write_back()
+
+    def apply(self, fn):
+        """Forward ``module._apply(fn)`` (``.to``, ``.half``, ``.cuda``); the averages stay in fp32."""
+        self.model._apply(fn)
+        running = self.model.state_dict()
+        self.fp32 = {
+            k: running[k] if running[k].dtype == v.dtype else v.to(running[k].device) for k, v in self.fp32.items()
+        }
+
+
+def _as_fp32(tensor):
+    return tensor.float() if tensor.is_floating_point() else tensor

@@ -1,0 +1,339 @@
+"""data2vec 1.0 for audio, registered as ``data2vec_audio`` with upstream's fields, signature and state-dict keys."""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Optional
+
+import torch
+import torch.nn as nn
+from fairseq.models import BaseFairseqModel, register_model
+from fairseq.models.wav2vec import Wav2Vec2Config
+from omegaconf import II
+
+from d2v_plugin.method.collapse import CollapseWatch
+from d2v_plugin.method.ema import EMATeacher, annealed_decay
+from d2v_plugin.method.masking import span_mask
+from d2v_plugin.method.regression import loss_scale, regression_loss
+from d2v_plugin.method.targets import TargetRecipe
+from d2v_plugin.modules.conv_spec import ConvSpec
+from d2v_plugin.modules.feature_extractor import ConvFeatureExtractor
+from d2v_plugin.modules.grad import scale_gradient
+from d2v_plugin.modules.padding import frame_padding_mask
+from d2v_plugin.modules.transformer import TransformerEncoder
+from d2v_plugin.randomness import DrawStream, data_rank
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Data2VecAudioConfig(Wav2Vec2Config):
+    """Upstream's fields; those of wav2vec 2.0 that data2vec does not use are accepted and ignored."""
+
+    loss_beta: float = field(default=0, metadata={"help": "beta of smooth L1; 0 means squared error"})
+    loss_scale: Optional[float] = field(default=None, metadata={"help": "factor on the loss; default 1/sqrt(dim)"})
+    average_top_k_layers: int = field(default=8, metadata={"help": "K: how many top layers make the target"})
+
+    layer_norm_target_layer: bool = False
+    instance_norm_target_layer: bool = False
+    instance_norm_targets: bool = False
+    layer_norm_targets: bool = False
+    batch_norm_target_layer: bool = False
+    group_norm_target_layer: bool = False
+
+    ema_decay: float = field(default=0.999, metadata={"help": "EMA decay at the start"})
+    ema_end_decay: float = field(default=0.9999, metadata={"help": "EMA decay after annealing"})
+    ema_anneal_end_step: int = II("optimization.max_update")
+    ema_transformer_only: bool = field(default=True, metadata={"help": "the teacher shares the feature extractor"})
+    ema_layers_only: bool = field(
+        default=True, metadata={"help": "the teacher shares the feature extractor and the positional convolution"}
+    )
+    max_update: int = II("optimization.max_update")
+
+    min_target_var: float = field(default=0.1, metadata={"help": "stop when the targets' std falls below this"})
+    min_pred_var: float = field(default=0.01, metadata={"help": "stop when the predictions' std falls below this"})
+    collapse_guard_updates: int = field(default=5000, metadata={"help": "no such stop up to this update"})
+    watch_interval: int = field(default=100, metadata={"help": "updates between two looks of the collapse watch"})
+
+
+@register_model("data2vec_audio", dataclass=Data2VecAudioConfig)
+class Data2VecAudioModel(BaseFairseqModel):
+    """The student, and around it the EMA teacher made by the first ``set_num_updates``."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        _validate(cfg)
+        self.cfg = cfg
+        self.conv_spec = ConvSpec.parse(cfg.conv_feature_layers)
+        extractor_dim = self.conv_spec[-1][0]
+
+        self.feature_extractor = ConvFeatureExtractor(self.conv_spec, cfg.extractor_mode, cfg.conv_bias)
+        self.layer_norm = nn.LayerNorm(extractor_dim)
+        self.post_extract_proj = nn.Linear(extractor_dim, cfg.encoder_embed_dim)
+        self.dropout_input = nn.Dropout(cfg.dropout_input)
+        self.mask_emb = nn.Parameter(torch.empty(cfg.encoder_embed_dim).uniform_())
+        self.encoder = TransformerEncoder(
+            cfg.encoder_embed_dim,
+            cfg.encoder_ffn_embed_dim,
+            cfg.encoder_attention_heads,
+            cfg.encoder_layers,
+            dropout=cfg.dropout,
+            attention_dropout=cfg.attention_dropout,
+            activation_dropout=cfg.activation_dropout,
+            activation_fn=str(cfg.activation_fn),
+            norm_first=cfg.layer_norm_first,
+            layerdrop=cfg.encoder_layerdrop,
+            conv_pos=cfg.conv_pos,
+            conv_pos_groups=cfg.conv_pos_groups,
+            pos_conv_depth=cfg.pos_conv_depth,
+            checkpoint_activations=cfg.checkpoint_activations,
+        )
+        self.final_proj = nn.Linear(cfg.encoder_embed_dim, cfg.encoder_embed_dim)
+
+        self.target_recipe = TargetRecipe.from_config(cfg, time_major=True)
+        self.watch = CollapseWatch(
+            cfg.min_target_var, cfg.min_pred_var, cfg.collapse_guard_updates, cfg.watch_interval
+        )
+        self.ema = None
+        self.num_updates = 0
+        self._mask_draws = None
+
+    @classmethod
+    def build_model(cls, cfg, task=None):
+        return cls(cfg)
+
+    # -- teacher ---------------------------------------------------------------------------------
+
+    @property
+    def _trailed(self):
+        """The part of the student that the teacher copies."""
+        return self.encoder if self._teacher_shares_features else self
+
+    @property
+    def _teacher_shares_features(self):
+        return self.cfg.ema_transformer_only or self.cfg.ema_layers_only
+
+    def make_ema_teacher(self):
+        shared = [f"pos_conv.{k}" for k, _ in self.encoder.pos_conv.named_parameters()] if self.cfg.ema_layers_only else ()
+        self.ema = EMATeacher(self._trailed, shared)
+
+    def set_num_updates(self, num_updates):
+        """Called by fairseq after every update, and on loading; only a step of one moves the teacher.
+
+        The first call makes the teacher. Repeated numbers and jumps (resuming) leave it as it was saved.
+        """
+        super().set_num_updates(num_updates)
+        if self.final_proj is not None:
+            if self.ema is None:
+                self.make_ema_teacher()
+                self.ema.decay = self._decay(num_updates)
+            elif self.training and num_updates == self.num_updates + 1:
+                decay = self._decay(num_updates)
+                if decay < 1:
+                    self.ema.update(self._trailed, decay)
+            else:
+                self.ema.decay = self._decay(num_updates)
+        self.num_updates = num_updates
+
+    def _decay(self, update):
+        return annealed_decay(self.cfg.ema_decay, self.cfg.ema_end_decay, update, self.cfg.ema_anneal_end_step)
+
+    def state_dict(self, destination=None, prefix="", keep_vars=False):
+        state = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        if self.ema is not None:
+            state[prefix + "_ema"] = self.ema.state_dict()
+        return state
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        teacher = state_dict.pop(prefix + "_ema", None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if teacher is not None and self.final_proj is not None:
+            if self.ema is None:
+                self.make_ema_teacher()
+            self.ema.load_state_dict(teacher)
+        elif self.ema is not None:
+            raise ValueError(
+                "the checkpoint holds no teacher (_ema): it was fine-tuned or exported; "
+                "to continue pre-training from such weights start a new run from them instead of resuming"
+            )
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if self.ema is not None:
+            self.ema.apply(fn)
+        return self
+
+    def remove_pretraining_modules(self, last_layer=None):
+        """Keep what fine-tuning needs; with ``last_layer``, blocks up to that one (0-based, included)."""
+        self.final_proj = None
+        self.ema = None
+        if last_layer is not None:
+            self.encoder.layers = nn.ModuleList(self.encoder.layers[: last_layer + 1])
+
+    # -- masks -----------------------------------------------------------------------------------
+
+    def _draw_mask(self, kind, lengths, width, min_masks):
+        """Host-side (B, width) bool mask from the configuration keys ``mask_*`` or ``mask_channel_*``."""
+        cfg = self.cfg
+        if self._mask_draws is None:
+            self._mask_draws = DrawStream("mask", data_rank())
+        overlap = cfg.no_mask_overlap if kind == "mask" else cfg.no_mask_channel_overlap
+        time_only = {"require_same_masks": cfg.require_same_masks, "mask_dropout": cfg.mask_dropout} if kind == "mask" else {}
+        return span_mask(
+            lengths,
+            width,
+            prob=getattr(cfg, f"{kind}_prob"),
+            span=getattr(cfg, f"{kind}_length"),
+            selection=str(getattr(cfg, f"{kind}_selection")),
+            other=getattr(cfg, f"{kind}_other"),
+            min_masks=min_masks,
+            no_overlap=overlap,
+            min_space=getattr(cfg, f"{kind}_min_space"),
+            generator=self._mask_draws.generator(),
+            **time_only,
+        )
+
+    def _zero_channels(self, x, mask_channel_indices):
+        if mask_channel_indices is None:
+            B, _, C = x.shape
+            drawn = self._draw_mask("mask_channel", [C] * B, C, min_masks=0)
+            mask_channel_indices = drawn.to(x.device, non_blocking=True).unsqueeze(1)
+        return x.masked_fill(mask_channel_indices, 0)
+
+    def apply_mask(self, x, padding_mask, mask_indices=None, mask_channel_indices=None, frame_lengths=None):
+        """Replace masked frames by ``mask_emb`` and zero masked channels.
+
+        Args:
+            x: (B, T, C).
+            padding_mask: (B, T) bool or None.
+            mask_indices: (B, T) bool; drawn on the host when None.
+            mask_channel_indices: (B, T or 1, C) bool; drawn when None.
+            frame_lengths: B host integers; without them a padding mask is read from the device.
+        Returns:
+            ``(x, mask_indices, rows)``: the mask on the device of ``x`` and the flat indices
+            ``b * T + t`` of masked frames; both None when ``mask_prob`` is 0.
+        """
+        B, T, _ = x.shape
+        channels = self.cfg.mask_channel_prob > 0
+        if channels and self.cfg.mask_channel_before:
+            x = self._zero_channels(x, mask_channel_indices)
+        rows = None
+        if self.cfg.mask_prob > 0:
+            if mask_indices is None:
+                if frame_lengths is None:
+                    frame_lengths = [T] * B if padding_mask is None else (~padding_mask).sum(1).tolist()
+                mask_indices = self._draw_mask("mask", frame_lengths, T, min_masks=1)
+            mask_indices = torch.as_tensor(mask_indices)
+            rows = mask_indices.flatten().nonzero().squeeze(1).to(x.device, non_blocking=True)
+            mask_indices = mask_indices.to(x.device, non_blocking=True)
+            x = torch.where(mask_indices.unsqueeze(-1), self.mask_emb.to(x.dtype), x)
+        else:
+            mask_indices = None
+        if channels and not self.cfg.mask_channel_before:
+            x = self._zero_channels(x, mask_channel_indices)
+        return x, mask_indices, rows
+
+    # -- forward ---------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        source,
+        padding_mask=None,
+        mask=True,
+        features_only=False,
+        layer=None,
+        mask_indices=None,
+        mask_channel_indices=None,
+        padding_count=None,
+        source_lengths=None,
+    ):
+        """Pre-training step, or features.
+
+        Args:
+            source: (B, samples) waveforms at the task's sample rate.
+            padding_mask: (B, samples) bool, True = padding.
+            mask: draw (or take) masks.
+            features_only: return after the student.
+            layer: stop the student after this block (0-based).
+            mask_indices: (B, T) bool, True = masked.
+            mask_channel_indices: (B, T or 1, C) bool.
+            padding_count: accepted for compatibility, unused (as upstream).
+            source_lengths: B host integers, samples; spares reading ``padding_mask`` from the device.
+        Returns:
+            With ``features_only``: dict of ``x`` (B, T, C), ``padding_mask`` (B, T) or None, and
+            ``layer_results``, a list of ``(x, None, ffn)`` each (T, B, C). Otherwise dict of ``losses``,
+            ``sample_size`` (masked frames), ``target_var``, ``pred_var``, ``ema_decay`` (times 1000), and
+            ``logs`` when the collapse watch looked.
+        """
+        extracted, features, frame_padding, frame_lengths = self._features(source, padding_mask, source_lengths)
+        teacher_input = features
+        x = self.dropout_input(features)
+        rows = None
+        if mask:
+            x, mask_indices, rows = self.apply_mask(
+                x, frame_padding, mask_indices, mask_channel_indices, frame_lengths
+            )
+        x, layer_results = self.encoder(x, frame_padding, layer=layer)
+        if features_only:
+            return {"x": x, "padding_mask": frame_padding, "layer_results": layer_results}
+        if rows is None:
+            raise ValueError("pre-training needs masked frames: set model.mask_prob above 0 and call with mask=True")
+
+        targets = self._targets(teacher_input, frame_padding, source, padding_mask, source_lengths, rows)
+        pred = self.final_proj(x.flatten(0, 1).index_select(0, rows))
+        return self._regress(pred, targets, extracted, x)
+
+    def _features(self, source, padding_mask, source_lengths):
+        """Waveform to transformer input: ``(extracted, features, padding_mask, lengths)``, all by frame."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.cfg.feature_grad_mult > 0):
+            extracted = self.feature_extractor(source).transpose(1, 2)
+        if self.cfg.feature_grad_mult not in (0.0, 1.0):
+            extracted = scale_gradient(extracted, self.cfg.feature_grad_mult)
+        frame_padding, frame_lengths = frame_padding_mask(
+            self.conv_spec, extracted.shape[1], padding_mask, source_lengths, extracted.device
+        )
+        return extracted, self.post_extract_proj(self.layer_norm(extracted)), frame_padding, frame_lengths
+
+    @torch.no_grad()
+    def _targets(self, features, frame_padding, source, padding_mask, source_lengths, rows):
+        first = self.cfg.encoder_layers - self.cfg.average_top_k_layers
+        if self._teacher_shares_features:
+            encoder = self.ema.model
+        else:
+            _, features, frame_padding, _ = self.ema.model._features(source, padding_mask, source_lengths)
+            encoder = self.ema.model.encoder
+        _, results = encoder.extract_features(features, frame_padding, first_result=first)
+        return self.target_recipe([ffn.transpose(0, 1) for _, _, ffn in results], rows)
+
+    def _regress(self, pred, targets, extracted, x):
+        scale = loss_scale(self.cfg.loss_scale, pred.shape[-1])
+        loss, target_std, pred_std = regression_loss(pred, targets, beta=self.cfg.loss_beta, scale=scale)
+        result = {
+            "losses": {"regression": loss},
+            "sample_size": pred.shape[0],
+            "target_var": target_std,
+            "pred_var": pred_std,
+            "ema_decay": self.ema.decay * 1000,
+        }
+        if self.training and self.watch.due(self.num_updates):
+            result["logs"] = self.watch.measure(feature=extracted, student=x, teacher=targets)
+            self.watch.check(self.num_updates, loss, target_var=target_std, pred_var=pred_std)
+        return result
+
+    def extract_features(self, source, padding_mask, mask=False, layer=None):
+        """The student's features: ``forward(features_only=True)``."""
+        return self.forward(source, padding_mask, mask=mask, features_only=True, layer=layer)
+
+
+def _validate(cfg):
+    if not 1 <= cfg.average_top_k_layers <= cfg.encoder_layers:
+        raise ValueError(
+            f"average_top_k_layers {cfg.average_top_k_layers} must lie between 1 and encoder_layers {cfg.encoder_layers}"
+        )
+    if str(cfg.layer_type) != "transformer":
+        raise ValueError(f"layer_type {cfg.layer_type} is not part of data2vec; set it to transformer")
+    for key in ("mask_length", "mask_channel_length"):
+        if getattr(cfg, key) < 1:
+            raise ValueError(f"{key} must be at least 1, got {getattr(cfg, key)}")
+    for key in ("mask_prob", "mask_channel_prob"):
+        if not 0 <= getattr(cfg, key) <= 1:
+            raise ValueError(f"{key} must lie between 0 and 1, got {getattr(cfg, key)}")

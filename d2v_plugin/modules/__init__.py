@@ -1,0 +1,1 @@
+"""Networks of both versions, free of fairseq."""

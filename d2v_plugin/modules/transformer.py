@@ -1,0 +1,138 @@
+"""The transformer encoder of 1.0: post- or pre-norm blocks over convolutional positions."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from d2v_plugin.modules.activations import activation
+from d2v_plugin.modules.attention import SelfAttention
+from d2v_plugin.modules.positions import conv_positions
+from d2v_plugin.randomness import DrawStream
+
+
+class TransformerBlock(nn.Module):
+    """Attention and feed-forward with residuals; hands out the feed-forward's result before dropout and residual.
+
+    State-dict keys as in fairseq's ``TransformerSentenceEncoderLayer``.
+    """
+
+    def __init__(self, channels, ffn, heads, dropout, attention_dropout, activation_dropout, activation_fn, norm_first):
+        super().__init__()
+        self.self_attn = SelfAttention(channels, heads, attention_dropout)
+        self.self_attn_layer_norm = nn.LayerNorm(channels)
+        self.fc1 = nn.Linear(channels, ffn)
+        self.fc2 = nn.Linear(ffn, channels)
+        self.final_layer_norm = nn.LayerNorm(channels)
+        self.dropout, self.activation_dropout = dropout, activation_dropout
+        self.activation = activation(activation_fn)
+        self.norm_first = norm_first
+
+    def forward(self, x, padding_mask=None):
+        """(B, T, C) -> ``(x, ffn)``, both (B, T, C)."""
+        if self.norm_first:
+            x = x + self._drop(self.self_attn(self.self_attn_layer_norm(x), padding_mask))
+            ffn = self._feed_forward(self.final_layer_norm(x))
+            return x + self._drop(ffn), ffn
+        x = self.self_attn_layer_norm(x + self._drop(self.self_attn(x, padding_mask)))
+        ffn = self._feed_forward(x)
+        return self.final_layer_norm(x + self._drop(ffn)), ffn
+
+    def _feed_forward(self, x):
+        x = self.activation(self.fc1(x))
+        return self.fc2(F.dropout(x, self.activation_dropout, self.training))
+
+    def _drop(self, x):
+        return F.dropout(x, self.dropout, self.training)
+
+
+class TransformerEncoder(nn.Module):
+    """Positions, blocks, LayerDrop. Parameter names as in fairseq's wav2vec 2.0 encoder.
+
+    Unlike fairseq's, the sequence is not padded to an even length: attention ignored those frames anyway.
+    """
+
+    def __init__(
+        self,
+        channels,
+        ffn,
+        heads,
+        depth,
+        *,
+        dropout=0.1,
+        attention_dropout=0.1,
+        activation_dropout=0.0,
+        activation_fn="gelu",
+        norm_first=False,
+        layerdrop=0.0,
+        conv_pos=128,
+        conv_pos_groups=16,
+        pos_conv_depth=1,
+        checkpoint_activations=False,
+    ):
+        super().__init__()
+        self.pos_conv = conv_positions(channels, conv_pos, conv_pos_groups, pos_conv_depth)
+        self.layers = nn.ModuleList(
+            TransformerBlock(
+                channels, ffn, heads, dropout, attention_dropout, activation_dropout, activation_fn, norm_first
+            )
+            for _ in range(depth)
+        )
+        self.layer_norm = nn.LayerNorm(channels)
+        self.dropout, self.layerdrop, self.norm_first = dropout, layerdrop, norm_first
+        self.checkpoint_activations = checkpoint_activations
+        self._draws = DrawStream("layerdrop")
+        self.apply(_init_bert)
+
+    def forward(self, x, padding_mask=None, layer=None):
+        """(B, T, C) -> ``(x, layer_results)``; stops after block ``layer`` (0-based) and then skips the last norm."""
+        x, layer_results = self.extract_features(x, padding_mask, last_layer=layer)
+        if self.norm_first and layer is None:
+            x = self.layer_norm(x)
+        return x, layer_results
+
+    def extract_features(self, x, padding_mask=None, first_result=0, last_layer=None):
+        """Run the blocks.
+
+        Args:
+            x: (B, T, C); padded frames are set to zero first.
+            first_result: collect results from this block (0-based) on.
+            last_layer: stop after this block.
+        Returns:
+            ``(x, layer_results)``; the latter holds ``(x, None, ffn)`` for each block that ran, each
+            (T, B, C) as in fairseq (views, no copies).
+        """
+        if padding_mask is not None:
+            x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
+        x = x + self.pos_conv(x.transpose(1, 2)).transpose(1, 2)
+        if not self.norm_first:
+            x = self.layer_norm(x)
+        x = F.dropout(x, self.dropout, self.training)
+
+        layer_results = []
+        dropped = self._layers_to_drop()
+        for i, block in enumerate(self.layers):
+            if not dropped[i]:
+                if self.checkpoint_activations and self.training:
+                    x, ffn = checkpoint(block, x, padding_mask, use_reentrant=False)
+                else:
+                    x, ffn = block(x, padding_mask)
+                if i >= first_result:
+                    layer_results.append((x.transpose(0, 1), None, ffn.transpose(0, 1)))
+            if i == last_layer:
+                break
+        return x, layer_results
+
+    def _layers_to_drop(self):
+        """One host-side draw for all blocks, alike on all ranks."""
+        if not self.training or self.layerdrop <= 0:
+            return [False] * len(self.layers)
+        draws = torch.rand(len(self.layers), generator=self._draws.generator())
+        return (draws <= self.layerdrop).tolist()
+
+
+def _init_bert(module):
+    """Weights of linear layers from N(0, 0.02), biases 0, as BERT."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
