@@ -45,8 +45,8 @@ class TargetRecipe:
             (M, C) with rows, else (B, T, C); fp32, no gradient.
         """
         if self._fused:
-            per_layer = "instance" if self.instance_norm_target_layer else "layer" if self.layer_norm_target_layer else "none"
-            final = "layer" if self.layer_norm_targets else "instance" if self.instance_norm_targets else "none"
+            per_layer = _kind(self.instance_norm_target_layer, self.layer_norm_target_layer)
+            final = _kind(self.instance_norm_targets, self.layer_norm_targets)
             return topk_instance_norm_mean(layers, layer_norm=per_layer, final_norm=final, rows=rows)
         y = sum(self._normalise_layer(x.float()) for x in layers) / len(layers)
         if self.layer_norm_targets:
@@ -86,3 +86,7 @@ class TargetRecipe:
         if self._batch_is_last_but_one:
             return F.instance_norm(y.permute(1, 2, 0)).permute(2, 0, 1)
         return F.instance_norm(y.transpose(1, 2)).transpose(1, 2)
+
+
+def _kind(instance, layer):
+    return "instance" if instance else "layer" if layer else "none"

@@ -67,7 +67,6 @@ class Data2VecAudioModel(BaseFairseqModel):
         extractor_dim = self.conv_spec[-1][0]
 
         self.feature_extractor = ConvFeatureExtractor(self.conv_spec, cfg.extractor_mode, cfg.conv_bias)
-        self.layer_norm = nn.LayerNorm(extractor_dim)
         self.post_extract_proj = nn.Linear(extractor_dim, cfg.encoder_embed_dim)
         self.dropout_input = nn.Dropout(cfg.dropout_input)
         self.mask_emb = nn.Parameter(torch.empty(cfg.encoder_embed_dim).uniform_())
@@ -87,6 +86,8 @@ class Data2VecAudioModel(BaseFairseqModel):
             pos_conv_depth=cfg.pos_conv_depth,
             checkpoint_activations=cfg.checkpoint_activations,
         )
+        # The order of modules is that of upstream: optimiser state in a checkpoint goes by position.
+        self.layer_norm = nn.LayerNorm(extractor_dim)
         self.final_proj = nn.Linear(cfg.encoder_embed_dim, cfg.encoder_embed_dim)
 
         self.target_recipe = TargetRecipe.from_config(cfg, time_major=True)
@@ -113,8 +114,8 @@ class Data2VecAudioModel(BaseFairseqModel):
         return self.cfg.ema_transformer_only or self.cfg.ema_layers_only
 
     def make_ema_teacher(self):
-        shared = [f"pos_conv.{k}" for k, _ in self.encoder.pos_conv.named_parameters()] if self.cfg.ema_layers_only else ()
-        self.ema = EMATeacher(self._trailed, shared)
+        positions = [f"pos_conv.{k}" for k, _ in self.encoder.pos_conv.named_parameters()]
+        self.ema = EMATeacher(self._trailed, shared=positions if self.cfg.ema_layers_only else ())
 
     def set_num_updates(self, num_updates):
         """Called by fairseq after every update, and on loading; only a step of one moves the teacher.
@@ -176,8 +177,9 @@ class Data2VecAudioModel(BaseFairseqModel):
         cfg = self.cfg
         if self._mask_draws is None:
             self._mask_draws = DrawStream("mask", data_rank())
-        overlap = cfg.no_mask_overlap if kind == "mask" else cfg.no_mask_channel_overlap
-        time_only = {"require_same_masks": cfg.require_same_masks, "mask_dropout": cfg.mask_dropout} if kind == "mask" else {}
+        time_only = {}
+        if kind == "mask":
+            time_only = {"require_same_masks": cfg.require_same_masks, "mask_dropout": cfg.mask_dropout}
         return span_mask(
             lengths,
             width,
@@ -186,7 +188,7 @@ class Data2VecAudioModel(BaseFairseqModel):
             selection=str(getattr(cfg, f"{kind}_selection")),
             other=getattr(cfg, f"{kind}_other"),
             min_masks=min_masks,
-            no_overlap=overlap,
+            no_overlap=getattr(cfg, f"no_{kind}_overlap"),
             min_space=getattr(cfg, f"{kind}_min_space"),
             generator=self._mask_draws.generator(),
             **time_only,
@@ -327,7 +329,8 @@ class Data2VecAudioModel(BaseFairseqModel):
 def _validate(cfg):
     if not 1 <= cfg.average_top_k_layers <= cfg.encoder_layers:
         raise ValueError(
-            f"average_top_k_layers {cfg.average_top_k_layers} must lie between 1 and encoder_layers {cfg.encoder_layers}"
+            f"average_top_k_layers {cfg.average_top_k_layers} must lie between 1 and encoder_layers, "
+            f"which is {cfg.encoder_layers}"
         )
     if str(cfg.layer_type) != "transformer":
         raise ValueError(f"layer_type {cfg.layer_type} is not part of data2vec; set it to transformer")

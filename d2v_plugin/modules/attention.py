@@ -26,7 +26,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, x, padding_mask=None):
         """(B, T, C) -> (B, T, C); frames where ``padding_mask`` (B, T) is True are not attended to."""
-        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         seen = None if padding_mask is None else ~padding_mask[:, None, None, :]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=self.dropout if self.training else 0.0)
         return self.out_proj(y.transpose(1, 2).flatten(2))
+
+    def _heads(self, x):
+        """(B, T, C) -> (B, H, T, C / H)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -32,9 +32,9 @@ class WeightNormConv1d(nn.Module):
         super().__init__()
         self.groups, self.padding = groups, kernel // 2
         weight = torch.empty(channels, channels // groups, kernel).normal_(std=math.sqrt(4.0 / (kernel * channels)))
-        self.weight_v = nn.Parameter(weight)
-        self.weight_g = nn.Parameter(weight.norm(dim=(0, 1), keepdim=True).detach().clone())
         self.bias = nn.Parameter(torch.zeros(channels))
+        self.weight_g = nn.Parameter(weight.norm(dim=(0, 1), keepdim=True))
+        self.weight_v = nn.Parameter(weight)
 
     def forward(self, x):
         norm = torch.linalg.vector_norm(self.weight_v.float(), dim=(0, 1), keepdim=True)
