@@ -1,0 +1,1 @@
+"""Reading manifests, audio and labels, and serving them to fairseq as batches."""

@@ -1,0 +1,187 @@
+"""What the audio tasks share: configuration checks, building datasets, and reporting files that were skipped."""
+
+import atexit
+import inspect
+import logging
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from fairseq.logging import metrics
+from omegaconf import MISSING, OmegaConf
+
+from d2v_plugin.data.audio_dataset import AudioDataset
+from d2v_plugin.data.manifest import Manifest, load_manifest
+from d2v_plugin.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# (kernel, stride) of the papers' feature extractor, used until a model says otherwise
+STANDARD_EXTRACTOR = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
+LONGEST_SEARCH = 1 << 24
+FrameCounter = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass
+class AudioFields:
+    """Fields that the audio tasks have beyond fairseq's."""
+
+    max_bad_files: int = field(
+        default=100,
+        metadata={
+            "help": "how many unusable audio files are skipped before training stops, per process and data split; "
+            "0 stops at the first, -1 never stops"
+        },
+    )
+    resample: bool = field(
+        default=True,
+        metadata={"help": "convert audio of another sample rate while reading; false skips it as unusable"},
+    )
+
+
+def check_fields(cfg) -> None:
+    """Refuse values that could only fail later or be ignored.
+
+    Raises:
+        UserError: one line that names the field and what to change.
+    """
+    missing = OmegaConf.is_config(cfg) and OmegaConf.is_missing(cfg, "data")
+    if missing or getattr(cfg, "data", None) in (None, "", MISSING):
+        raise UserError("task.data is not set; give the folder that holds the manifests, task.data=/path/to/manifests")
+    longest, shortest = cfg.max_sample_size, cfg.min_sample_size
+    for name, value in (("max_sample_size", longest), ("min_sample_size", shortest)):
+        if value is not None and value < 0:
+            raise UserError(f"task.{name} must not be negative, got {value}; it counts samples")
+    if longest is not None and longest < max(shortest or 0, 1):
+        raise UserError(
+            f"task.max_sample_size={longest} is below task.min_sample_size={shortest or 1}, so nothing could be used; "
+            "raise the first or lower the second (both count samples)"
+        )
+    if cfg.sample_rate <= 0:
+        raise UserError(f"task.sample_rate must be positive, got {cfg.sample_rate}; 16000 is usual")
+    if not 0 < cfg.subsample <= 1:
+        raise UserError(f"task.subsample must be above 0 and at most 1, got {cfg.subsample}")
+    if cfg.max_bad_files < -1:
+        raise UserError(f"task.max_bad_files must be -1 (no limit), 0 or more, got {cfg.max_bad_files}")
+    if getattr(cfg, "precompute_mask_config", None) is not None:
+        raise UserError("task.precompute_mask_config arrives with data2vec 2.0; remove it")
+    if cfg.binarized_dataset:
+        raise UserError("task.binarized_dataset is not read; use the .tsv manifest, which is stored compactly anyway")
+    if cfg.multi_corpus_keys is not None:
+        raise UserError("task.multi_corpus_keys is not supported; join the manifests into one and remove it")
+
+
+def standard_frames(samples: np.ndarray) -> np.ndarray:
+    """Frames the papers' extractor makes of this many samples, (N,) int64."""
+    frames = np.asarray(samples, np.int64)
+    for kernel, stride in STANDARD_EXTRACTOR:
+        frames = np.maximum((frames - kernel) // stride + 1, 0)
+    return frames
+
+
+def frame_counter(model: torch.nn.Module) -> FrameCounter | None:
+    """Samples to frames, as the first module of ``model`` that knows its extractor counts them; None without one."""
+    for module in model.modules():
+        count = getattr(module, "_get_feat_extract_output_lengths", None)
+        if count is not None:
+            return lambda samples, count=count: count(torch.as_tensor(np.asarray(samples))).long().clamp(min=0).numpy()
+    return None
+
+
+def shortest_input(counter: FrameCounter, frames: int) -> int:
+    """Fewest samples that make ``frames`` frames, by bisection."""
+    low, high = 0, LONGEST_SEARCH
+    while high - low > 1:
+        middle = (low + high) // 2
+        if counter(np.array([middle]))[0] >= frames:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+class AudioTaskMixin:
+    """Put before a fairseq task class; a task says how many frames it needs at least in ``minimum_frames``."""
+
+    minimum_frames = 1
+
+    def prepare(self) -> None:
+        """Call at the end of ``__init__``."""
+        check_fields(self.cfg)
+        self.wants_source_lengths = False
+        self.count_frames: FrameCounter = standard_frames
+        self.audio: dict[str, AudioDataset] = {}
+        self._reported: dict[str, int] = {}
+        # Only the main process runs its exit handlers; forked data workers leave without.
+        atexit.register(_report_at_exit, weakref.ref(self))
+
+    def build_model(self, model_cfg, from_checkpoint=False):
+        model = super().build_model(model_cfg, from_checkpoint)
+        self.wants_source_lengths = "source_lengths" in inspect.signature(model.forward).parameters
+        self.count_frames = frame_counter(model) or standard_frames
+        for dataset in self.audio.values():
+            dataset.source_lengths = self.wants_source_lengths
+        return model
+
+    def read_manifest(self, split: str, sample_rate: int, max_size: int | None = None) -> Manifest:
+        """The split's manifest without entries that are too short for the model (or longer than ``max_size``)."""
+        shortest = shortest_input(self.count_frames, self.minimum_frames)
+        manifest = load_manifest(
+            os.path.join(self.cfg.data, f"{split}.tsv"), max(self.cfg.min_sample_size or 0, shortest), max_size
+        )
+        if self.cfg.subsample < 1:
+            order = np.random.default_rng(self.cfg.seed).permutation(len(manifest))
+            kept = np.sort(order[: int(np.ceil(len(manifest) * self.cfg.subsample))])
+            manifest = manifest.select(kept, f"left out by subsample={self.cfg.subsample}")
+        hours = manifest.sizes.sum() / sample_rate / 3600
+        left_out = "".join(f"; {count} {reason}" for reason, count in manifest.skipped.items())
+        logger.info("%s: %d of %d entries, %.2f h%s", manifest.path, len(manifest), manifest.total, hours, left_out)
+        return manifest
+
+    def audio_dataset(self, split: str, manifest: Manifest, task_cfg, pad: bool) -> AudioDataset:
+        dataset = AudioDataset(
+            manifest,
+            sample_rate=task_cfg.sample_rate,
+            max_sample_size=self.cfg.max_sample_size,
+            pad=pad,
+            normalize=task_cfg.normalize,
+            num_buckets=self.cfg.num_batch_buckets or int(self.cfg.tpu),
+            resample=self.cfg.resample,
+            max_bad_files=self.cfg.max_bad_files,
+            seed=self.cfg.seed,
+            shortest=shortest_input(self.count_frames, self.minimum_frames),
+            source_lengths=self.wants_source_lengths,
+        )
+        self.audio[split] = dataset
+        return dataset
+
+    def report_bad_files(self) -> None:
+        """Log one line for each split with unusable files, when there are more than at the last report."""
+        for split, dataset in self.audio.items():
+            count = dataset.bad_files.count()
+            if count > self._reported.get(split, 0):
+                self._reported[split] = count
+                logger.warning(dataset.bad_files.summary())
+
+    def begin_epoch(self, epoch, model):
+        super().begin_epoch(epoch, model)
+        self.report_bad_files()
+
+    def begin_valid_epoch(self, epoch, model):
+        super().begin_valid_epoch(epoch, model)
+        self.report_bad_files()
+
+    def reduce_metrics(self, logging_outputs, criterion):
+        super().reduce_metrics(logging_outputs, criterion)
+        bad = sum(dataset.bad_files.count() for dataset in self.audio.values())
+        if bad:
+            metrics.log_scalar("bad_files", bad, weight=0, priority=900)
+
+
+def _report_at_exit(reference: weakref.ref) -> None:
+    task = reference()
+    if task is not None:
+        task.report_bad_files()

@@ -1,0 +1,3 @@
+"""Fixtures of this folder's tests."""
+
+from audio_corpus import corpus  # noqa: F401
