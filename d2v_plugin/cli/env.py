@@ -24,7 +24,7 @@ def package_version(name: str) -> str:
 
 
 def describe_apex() -> str:
-    """Whether NVIDIA apex is there; the package of that name on PyPI is something else and has no ``apex.optimizers``."""
+    """Whether NVIDIA apex is there; the PyPI package of that name is something else, without ``apex.optimizers``."""
     if importlib.util.find_spec("apex") is None:
         return "not installed (optional: FusedAdam)"
     if importlib.util.find_spec("apex.optimizers") is None:
@@ -47,10 +47,12 @@ def run(args: argparse.Namespace) -> int:
     """Print one ``name value`` line each."""
     import d2v_plugin
 
-    lines = [("d2v-plugin", d2v_plugin.__version__), ("python", f"{platform.python_version()} on {platform.platform()}")]
+    python = f"{platform.python_version()} on {platform.platform()}"
+    lines = [("d2v-plugin", d2v_plugin.__version__), ("python", python)]
     lines += [(name, package_version(name)) for name in PACKAGES]
     lines += [("apex", describe_apex()), ("GPU", describe_gpu())]
-    # fairseq takes a path here; the bare name d2v_plugin works only from a folder that holds the package.
+    # fairseq takes a path here. The bare name d2v_plugin serves in the repository's root and, after an install that
+    # is not editable, everywhere, because fairseq also looks beside itself.
     lines += [("user_dir", str(Path(d2v_plugin.__file__).parent))]
     for name, value in lines:
         print(f"{name:<14} {value}")
