@@ -1,12 +1,11 @@
 """A model out of a fairseq checkpoint, without the files and folders of the machine that trained it.
 
-The file is read as data (``torch.load(weights_only=True)`` with a short list of harmless classes), so a checkpoint
-from a stranger cannot run code. The configuration inside it builds the model; weights must fit exactly.
+The file is read as data (``d2v_plugin.checkpoints``), so a checkpoint from a stranger cannot run code. The
+configuration inside it builds the model, and the weights must fit it exactly.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import logging
 import math
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d2v_plugin.checkpoints import read_checkpoint
 from d2v_plugin.errors import UserError
 
 CTC = "ctc"
@@ -95,31 +95,6 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}, but torch sees no GPU; use --device cpu")
     return device
-
-
-def read_state(path: Path) -> dict:
-    """The checkpoint as plain data.
-
-    Raises:
-        UserError: missing, unreadable, or not a fairseq checkpoint.
-    """
-    state = _read_file(path)
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise UserError(f"{path} is not a fairseq checkpoint (it has no 'model'); give a .pt file written in training")
-    return state
-
-
-def _read_file(path: Path) -> Any:
-    from fairseq.data.dictionary import Dictionary
-
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace, Dictionary]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"no checkpoint {path}; check the path") from error
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, torch.serialization.pickle.UnpicklingError) as error:
-        raise UserError(f"cannot read {path} as a checkpoint: {str(error).strip().splitlines()[0]}; "
-                        "give a .pt file written in training") from error
 
 
 def register_plugin() -> None:
@@ -226,7 +201,7 @@ def load_model(path: Path, *, device: torch.device | str = "cpu", want: str | No
     Raises:
         UserError: one line on what is wrong and what to change.
     """
-    state = read_state(path)
+    state = read_checkpoint(path, keys=("model",))
     cfg = _configuration(state, path)
     name, kind = _kind(cfg, path, want)
     letters = _dictionary(state, cfg, path, dictionary, manifest) if kind == CTC else None

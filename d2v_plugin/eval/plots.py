@@ -116,11 +116,17 @@ def plot_variance(runs: Sequence[Run], out: Path) -> Path:
     return save(figure, out / "variance.png")
 
 
+def _unscaled_decay(run: Run) -> Run:
+    """data2vec logs the decay times 1000, because fairseq prints three decimals."""
+    points = [(update, value / 1000 if value > 1 else value) for update, value in run.train.get("ema_decay", [])]
+    return Run(run.name, {"ema_decay": points})
+
+
 def plot_ema_decay(runs: Sequence[Run], out: Path) -> Path:
     """The teacher's decay over updates."""
     pyplot = import_pyplot()
     figure, axis = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
-    _curves(axis, runs, {"ema_decay": "EMA decay"})
+    _curves(axis, [_unscaled_decay(run) for run in runs], {"ema_decay": "EMA decay"})
     style_axis(axis, "update", "EMA decay")
     # 0.9990 to 0.9999 must not be shown as "+9.99e-1" and an offset
     axis.ticklabel_format(axis="y", useOffset=False, style="plain")
