@@ -5,7 +5,6 @@ import inspect
 import logging
 import os
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,13 +15,12 @@ from omegaconf import MISSING, OmegaConf
 from d2v_plugin.data.audio_dataset import AudioDataset
 from d2v_plugin.data.manifest import Manifest, load_manifest
 from d2v_plugin.errors import UserError
+from d2v_plugin.modules.conv_spec import ConvSpec
 
 logger = logging.getLogger(__name__)
 
-# (kernel, stride) of the papers' feature extractor, used until a model says otherwise
-STANDARD_EXTRACTOR = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
-LONGEST_SEARCH = 1 << 24
-FrameCounter = Callable[[np.ndarray], np.ndarray]
+# the papers' feature extractor, assumed until a model with another one is built
+STANDARD_EXTRACTOR = ConvSpec.parse("[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2")
 
 
 @dataclass
@@ -74,33 +72,16 @@ def check_fields(cfg) -> None:
         raise UserError("task.multi_corpus_keys is not supported; join the manifests into one and remove it")
 
 
-def standard_frames(samples: np.ndarray) -> np.ndarray:
-    """Frames the papers' extractor makes of this many samples, (N,) int64."""
-    frames = np.asarray(samples, np.int64)
-    for kernel, stride in STANDARD_EXTRACTOR:
-        frames = np.maximum((frames - kernel) // stride + 1, 0)
-    return frames
-
-
-def frame_counter(model: torch.nn.Module) -> FrameCounter | None:
-    """Samples to frames, as the first module of ``model`` that knows its extractor counts them; None without one."""
+def conv_spec(model: torch.nn.Module) -> ConvSpec | None:
+    """The feature extractor's specification, from the first module of ``model`` that has one: ours or fairseq's."""
     for module in model.modules():
-        count = getattr(module, "_get_feat_extract_output_lengths", None)
-        if count is not None:
-            return lambda samples, count=count: count(torch.as_tensor(np.asarray(samples))).long().clamp(min=0).numpy()
+        spec = getattr(module, "conv_spec", None)
+        if isinstance(spec, ConvSpec):
+            return spec
+        text = getattr(getattr(module, "cfg", None), "conv_feature_layers", None)
+        if isinstance(text, str):
+            return ConvSpec.parse(text)
     return None
-
-
-def shortest_input(counter: FrameCounter, frames: int) -> int:
-    """Fewest samples that make ``frames`` frames, by bisection."""
-    low, high = 0, LONGEST_SEARCH
-    while high - low > 1:
-        middle = (low + high) // 2
-        if counter(np.array([middle]))[0] >= frames:
-            high = middle
-        else:
-            low = middle
-    return high
 
 
 class AudioTaskMixin:
@@ -112,7 +93,7 @@ class AudioTaskMixin:
         """Call at the end of ``__init__``."""
         check_fields(self.cfg)
         self.wants_source_lengths = False
-        self.count_frames: FrameCounter = standard_frames
+        self.conv_spec = STANDARD_EXTRACTOR
         self.audio: dict[str, AudioDataset] = {}
         self._reported: dict[str, int] = {}
         # Only the main process runs its exit handlers; forked data workers leave without.
@@ -121,17 +102,20 @@ class AudioTaskMixin:
     def build_model(self, model_cfg, from_checkpoint=False):
         model = super().build_model(model_cfg, from_checkpoint)
         self.wants_source_lengths = "source_lengths" in inspect.signature(model.forward).parameters
-        self.count_frames = frame_counter(model) or standard_frames
+        self.conv_spec = conv_spec(model) or STANDARD_EXTRACTOR
         for dataset in self.audio.values():
             dataset.source_lengths = self.wants_source_lengths
         return model
 
+    @property
+    def shortest(self) -> int:
+        """Fewest samples that make ``minimum_frames`` frames."""
+        return self.conv_spec.receptive_field + (self.minimum_frames - 1) * self.conv_spec.stride
+
     def read_manifest(self, split: str, sample_rate: int, max_size: int | None = None) -> Manifest:
         """The split's manifest without entries that are too short for the model (or longer than ``max_size``)."""
-        shortest = shortest_input(self.count_frames, self.minimum_frames)
-        manifest = load_manifest(
-            os.path.join(self.cfg.data, f"{split}.tsv"), max(self.cfg.min_sample_size or 0, shortest), max_size
-        )
+        path = os.path.join(self.cfg.data, f"{split}.tsv")
+        manifest = load_manifest(path, max(self.cfg.min_sample_size or 0, self.shortest), max_size)
         if self.cfg.subsample < 1:
             order = np.random.default_rng(self.cfg.seed).permutation(len(manifest))
             kept = np.sort(order[: int(np.ceil(len(manifest) * self.cfg.subsample))])
@@ -152,7 +136,7 @@ class AudioTaskMixin:
             resample=self.cfg.resample,
             max_bad_files=self.cfg.max_bad_files,
             seed=self.cfg.seed,
-            shortest=shortest_input(self.count_frames, self.minimum_frames),
+            shortest=self.shortest,
             source_lengths=self.wants_source_lengths,
         )
         self.audio[split] = dataset

@@ -73,5 +73,5 @@ class D2VAudioFinetuningTask(AudioTaskMixin, AudioFinetuningTask):
             eos=dictionary.eos(),
             add_to_input=autoregressive,
             # only CTC ties the transcript's length to the number of frames
-            frames=None if autoregressive else self.count_frames(manifest.sizes),
+            frames=None if autoregressive else self.conv_spec.frames(manifest.sizes),
         )
