@@ -11,9 +11,11 @@ from d2v_plugin.errors import UserError
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register ``d2v eval-ctc``."""
     parser = subparsers.add_parser(
-        "eval-ctc", help="decode a manifest and print WER and CER",
+        "eval-ctc",
+        help="decode a manifest and print WER and CER",
         description="Decode a manifest with a CTC model (fairseq's wav2vec_ctc on data2vec_audio): greedily, or with "
-                    "--lexicon and --lm by beam search. References come from the .ltr file beside the manifest.")
+        "--lexicon and --lm by beam search. References come from the .ltr file beside the manifest.",
+    )
     parser.add_argument("checkpoint", type=Path, help="fine-tuned checkpoint, checkpoint_best.pt")
     parser.add_argument("manifest", type=Path, help="fairseq manifest, test.tsv")
     parser.add_argument("--dict", type=Path, dest="dictionary", help="dict.ltr.txt of training, if it cannot be found")
@@ -21,8 +23,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", type=Path, help="write id, path, reference and hypothesis, separated by tabs")
     parser.add_argument("--json", type=Path, help="write the numbers as JSON")
     parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda")
-    parser.add_argument("--max-seconds", type=float, default=60.0,
-                        help="audio a batch, padding counted (default 60); 0: one recording at a time")
+    parser.add_argument(
+        "--max-seconds",
+        type=float,
+        default=60.0,
+        help="audio a batch, padding counted (default 60); 0: one recording at a time",
+    )
     parser.add_argument("--max-bad", type=int, default=10, help="unusable recordings that are skipped; -1: any number")
     search = parser.add_argument_group("beam search (needs flashlight-text)")
     search.add_argument("--lexicon", type=Path, help="lines of WORD<tab>l e t t e r s |")
@@ -65,20 +71,24 @@ def run(args: argparse.Namespace) -> int:
     from d2v_plugin.eval.load import CTC, load_model, pick_device
     from d2v_plugin.eval.progress import progress
     from d2v_plugin.eval.scoring import score
-    from d2v_plugin.eval.utterances import Utterances, read_references
+    from d2v_plugin.eval.utterances import read_references, utterances_for
 
-    loaded = load_model(args.checkpoint, device=pick_device(args.device), want=CTC, dictionary=args.dictionary,
-                        manifest=args.manifest)
+    loaded = load_model(
+        args.checkpoint, device=pick_device(args.device), want=CTC, dictionary=args.dictionary, manifest=args.manifest
+    )
     beam = _search(args, loaded.symbols)
-    utterances = Utterances(args.manifest, loaded.sample_rate, loaded.normalize, loaded.receptive_field, args.max_bad)
+    utterances = utterances_for(loaded, args.manifest, args.max_bad)
     references = read_references(utterances.manifest, args.labels)
     print(loaded.describe())
     if loaded.padding_changes_results and args.max_seconds:
-        print("note: this extractor normalises over time, so padding moves its numbers a little; "
-              "--max-seconds 0 decodes one recording at a time")
+        print(
+            "note: this extractor normalises over time, so padding moves its numbers a little; "
+            "--max-seconds 0 decodes one recording at a time"
+        )
 
     start = time.monotonic()
-    found = {h.index: h for h in progress(decode(loaded, utterances, args.max_seconds, beam), len(utterances), "decoded")}
+    decoded = decode(loaded, utterances, args.max_seconds, beam)
+    found = {h.index: h for h in progress(decoded, len(utterances), "decoded")}
     took = time.monotonic() - start
     order = sorted(found)
     seconds = sum(h.seconds for h in found.values())
@@ -86,21 +96,30 @@ def run(args: argparse.Namespace) -> int:
     print(f"decoded {len(order)} recordings, {seconds:.1f} s of audio, {how} in {took:.1f} s")
     if utterances.bad.summary():
         print(utterances.bad.summary())
-    numbers = {"checkpoint": str(args.checkpoint), "manifest": str(args.manifest), "decoder": how,
-               "recordings": len(order), "skipped": utterances.bad.count(), "audio_seconds": round(seconds, 2),
-               "decode_seconds": round(took, 2)}
+    numbers = {
+        "checkpoint": str(args.checkpoint),
+        "manifest": str(args.manifest),
+        "decoder": how,
+        "recordings": len(order),
+        "skipped": utterances.bad.count(),
+        "audio_seconds": round(seconds, 2),
+        "decode_seconds": round(took, 2),
+    }
     if references is None:
         print(f"no {args.manifest.with_suffix('.ltr').name} beside the manifest, so nothing is scored; give --labels")
     else:
         scores = score([references[i] for i in order], [found[i].text for i in order])
         print(scores.words.describe("WER", "words"))
         print(scores.characters.describe("CER", "characters"))
-        numbers |= {"wer": 100 * scores.words.rate, "cer": 100 * scores.characters.rate,
-                    "words": scores.words.units, "characters": scores.characters.units}
+        numbers |= {
+            "wer": 100 * scores.words.rate,
+            "cer": 100 * scores.characters.rate,
+            "words": scores.words.units,
+            "characters": scores.characters.units,
+        }
     if args.out:
-        manifest = utterances.manifest
-        _write_table(args.out, [(utterances.ids[i], manifest.name(i), references[i] if references else "", found[i].text)
-                                for i in order])
+        names, texts = utterances.manifest.name, references or [""] * len(utterances)
+        _write_table(args.out, [(utterances.ids[i], names(i), texts[i], found[i].text) for i in order])
         print(f"hypotheses: {args.out}")
     elif references is None:
         for i in order:

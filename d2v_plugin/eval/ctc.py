@@ -29,8 +29,9 @@ def greedy_ctc(scores: Tensor, lengths: Sequence[int], blank: int = BLANK) -> li
         ValueError: scores that are not (B, T, V), or as many lengths as there are not rows.
     """
     if scores.dim() != 3 or scores.size(0) != len(lengths):
-        raise ValueError(f"scores must be (B, T, V) with one length a row, got {tuple(scores.shape)}, "
-                         f"{len(lengths)} lengths")
+        raise ValueError(
+            f"scores must be (B, T, V) with one length a row, got {tuple(scores.shape)}, {len(lengths)} lengths"
+        )
     # one copy to the host for the whole batch
     best = scores.argmax(dim=-1).cpu()
     decoded = []

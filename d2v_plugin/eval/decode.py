@@ -34,8 +34,9 @@ def frame_scores(loaded: LoadedModel, batch: Batch) -> tuple[torch.Tensor, list[
     return loaded.model.get_normalized_probs(output, log_probs=True).transpose(0, 1), counts
 
 
-def decode(loaded: LoadedModel, utterances: Utterances, max_seconds: float,
-           beam: Callable[[np.ndarray], str] | None = None) -> Iterator[Hypothesis]:
+def decode(
+    loaded: LoadedModel, utterances: Utterances, max_seconds: float, beam: Callable[[np.ndarray], str] | None = None
+) -> Iterator[Hypothesis]:
     """Hypotheses in batches of similar length, longest first.
 
     Args:

@@ -20,8 +20,10 @@ from d2v_plugin.errors import UserError
 from d2v_plugin.eval.load import LoadedModel
 from d2v_plugin.eval.utterances import Batch, Utterances
 
-LAYER_NUMBERING = ("layer_0 is the input of the first transformer block (projected convolutional features plus "
-                   "positions); layer_n is the output of block n, counted from 1")
+LAYER_NUMBERING = (
+    "layer_0 is the input of the first transformer block (projected convolutional features plus "
+    "positions); layer_n is the output of block n, counted from 1"
+)
 
 
 def check_layers(layers: Sequence[int] | None, depth: int) -> list[int]:
@@ -48,8 +50,11 @@ def layer_outputs(loaded: LoadedModel, batch: Batch, layers: Sequence[int]) -> t
     mask = batch.padding_mask
     try:
         result = loaded.encoder.extract_features(
-            batch.source.to(loaded.device), mask if mask is None else mask.to(loaded.device), mask=False,
-            layer=max(max(layers) - 1, 0))
+            batch.source.to(loaded.device),
+            mask if mask is None else mask.to(loaded.device),
+            mask=False,
+            layer=max(max(layers) - 1, 0),
+        )
     finally:
         hook.remove()
     # fairseq's own encoder works time-major and pads to an even length; ours is batch-major
@@ -62,8 +67,9 @@ def layer_outputs(loaded: LoadedModel, batch: Batch, layers: Sequence[int]) -> t
     return found, counts
 
 
-def iterate_features(loaded: LoadedModel, utterances: Utterances, layers: Sequence[int], max_seconds: float
-                     ) -> Iterator[tuple[int, dict[int, Tensor]]]:
+def iterate_features(
+    loaded: LoadedModel, utterances: Utterances, layers: Sequence[int], max_seconds: float
+) -> Iterator[tuple[int, dict[int, Tensor]]]:
     """(position in the manifest, {layer: (T, C) fp32 on the CPU}), longest first."""
     for batch in utterances.batches(max_seconds):
         outputs, counts = layer_outputs(loaded, batch, layers)
@@ -120,7 +126,8 @@ class FeatureWriter:
             self._flush()
         count, files, index = len(self._shards), [], {}
         for number, (partial, keys) in enumerate(self._shards, 1):
-            name = self.out if count == 1 else self.out.with_name(f"{self.out.stem}-{number:05d}-of-{count:05d}.safetensors")
+            part = "" if count == 1 else f"-{number:05d}-of-{count:05d}"
+            name = self.out.with_name(f"{self.out.stem}{part}.safetensors")
             os.replace(partial, name)
             files.append(name)
             index.update(dict.fromkeys(keys, name.name))
@@ -134,9 +141,14 @@ class FeatureWriter:
 def feature_metadata(loaded: LoadedModel, checkpoint: Path, manifest: Path, layers: Sequence[int]) -> dict[str, str]:
     """What somebody who finds the file needs to know; safetensors metadata is text only."""
     return {
-        "checkpoint": str(checkpoint), "manifest": str(manifest), "model": loaded.name,
-        "layers": json.dumps(list(layers)), "layer_numbering": LAYER_NUMBERING,
-        "frame_rate": f"{loaded.frame_rate:g}", "sample_rate": str(loaded.sample_rate),
+        "checkpoint": str(checkpoint),
+        "manifest": str(manifest),
+        "model": loaded.name,
+        "layers": json.dumps(list(layers)),
+        "layer_numbering": LAYER_NUMBERING,
+        "frame_rate": f"{loaded.frame_rate:g}",
+        "sample_rate": str(loaded.sample_rate),
         "first_frame_centre_samples": f"{(loaded.receptive_field - 1) / 2:g}",
-        "normalize": json.dumps(loaded.normalize), "format": "pt",
+        "normalize": json.dumps(loaded.normalize),
+        "format": "pt",
     }

@@ -43,9 +43,10 @@ def import_flashlight():
         from flashlight.lib.text.decoder.kenlm import KenLM
         from flashlight.lib.text.dictionary import Dictionary
     except ImportError as error:
-        raise UserError("--lexicon/--lm need flashlight-text with KenLM: pip install flashlight-text (wheels for "
-                        "CPython 3.11 and 3.12 on Linux x86-64; leave --lexicon and --lm out to decode greedily)"
-                        ) from error
+        raise UserError(
+            "--lexicon/--lm need flashlight-text with KenLM: pip install flashlight-text (wheels for "
+            "CPython 3.11 and 3.12 on Linux x86-64; leave --lexicon and --lm out to decode greedily)"
+        ) from error
     return decoder, Dictionary, KenLM
 
 
@@ -60,8 +61,10 @@ def read_lexicon(path: Path, symbols: Sequence[str]) -> dict[str, list[list[int]
     """
     index = {symbol: i for i, symbol in enumerate(symbols)}
     if WORD_BOUNDARY not in index:
-        raise UserError(f"the dictionary has no {WORD_BOUNDARY!r}, so words have no end and a lexicon cannot be "
-                        "used; leave --lexicon and --lm out")
+        raise UserError(
+            f"the dictionary has no {WORD_BOUNDARY!r}, so words have no end and a lexicon cannot be "
+            "used; leave --lexicon and --lm out"
+        )
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -111,11 +114,19 @@ class LexiconDecoder:
         # the best word below a node stands for it, so that unlikely beginnings can be pruned early
         trie.smear(decoder.SmearingMode.MAX)
         settings = decoder.LexiconDecoderOptions(
-            beam_size=options.beam, beam_size_token=len(symbols), beam_threshold=options.beam_threshold,
-            lm_weight=options.lm_weight, word_score=options.word_score, unk_score=-math.inf, sil_score=0.0,
-            log_add=False, criterion_type=decoder.CriterionType.CTC)
-        self.search = decoder.LexiconDecoder(settings, trie, self.model, self.boundary, BLANK,
-                                             self.words.get_index(UNKNOWN), [], False)
+            beam_size=options.beam,
+            beam_size_token=len(symbols),
+            beam_threshold=options.beam_threshold,
+            lm_weight=options.lm_weight,
+            word_score=options.word_score,
+            unk_score=-math.inf,
+            sil_score=0.0,
+            log_add=False,
+            criterion_type=decoder.CriterionType.CTC,
+        )
+        self.search = decoder.LexiconDecoder(
+            settings, trie, self.model, self.boundary, BLANK, self.words.get_index(UNKNOWN), [], False
+        )
 
     def _language_model(self, decoder, kenlm_class, lm: Path | None):
         if lm is None:
@@ -124,11 +135,13 @@ class LexiconDecoder:
         try:
             head = lm.open("rb").read(64)
         except OSError as error:
-            raise UserError(f"cannot read the language model {lm}: {error.strerror}; give --lm an ARPA or KenLM "
-                            "binary file") from error
+            raise UserError(
+                f"cannot read the language model {lm}: {error.strerror}; give --lm an ARPA or KenLM binary file"
+            ) from error
         if not head.lstrip().startswith((b"\\data\\", b"mmap lm")):
-            raise UserError(f"{lm} is neither ARPA (it begins with \\data\\) nor a KenLM binary; unpack it if it "
-                            "is compressed")
+            raise UserError(
+                f"{lm} is neither ARPA (it begins with \\data\\) nor a KenLM binary; unpack it if it is compressed"
+            )
         try:
             return kenlm_class(str(lm), self.words)
         except RuntimeError as error:

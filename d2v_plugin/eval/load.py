@@ -6,9 +6,11 @@ configuration inside it builds the model, and the weights must fit it exactly.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +82,10 @@ class LoadedModel:
         """One line for the screen."""
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
         letters = f", {len(self.symbols)} symbols" if self.symbols else ""
-        return (f"{self.name}: {self.depth} layers, {millions:.1f} M parameters{letters}, {self.sample_rate} Hz, "
-                f"{self.frame_rate:g} frames/s, on {self.device}")
+        return (
+            f"{self.name}: {self.depth} layers, {millions:.1f} M parameters{letters}, {self.sample_rate} Hz, "
+            f"{self.frame_rate:g} frames/s, on {self.device}"
+        )
 
 
 def pick_device(name: str) -> torch.device:
@@ -138,12 +142,15 @@ def _dictionary(state: dict, cfg, path: Path, given: Path | None, manifest: Path
         except (ValueError, UnicodeError, RuntimeError) as error:
             raise UserError(f"cannot read the dictionary {found}: {' '.join(str(error).split())}") from error
     else:
-        raise UserError(f"no dictionary for {path}: looked for {', '.join(map(str, files))}; "
-                        "give the file of training with --dict")
+        raise UserError(
+            f"no dictionary for {path}: looked for {', '.join(map(str, files))}; give the file of training with --dict"
+        )
     outputs = state["model"].get("w2v_encoder.proj.weight")
     if outputs is not None and outputs.size(0) != len(dictionary):
-        raise UserError(f"the dictionary from {source} has {len(dictionary)} symbols, the model has {outputs.size(0)} "
-                        "outputs; give the file of training with --dict")
+        raise UserError(
+            f"the dictionary from {source} has {len(dictionary)} symbols, the model has {outputs.size(0)} "
+            "outputs; give the file of training with --dict"
+        )
     return dictionary
 
 
@@ -153,8 +160,10 @@ def _kind(cfg, path: Path, want: str | None) -> tuple[str, str]:
     if kind is None:
         raise UserError(f"{path} holds a {name!r} model; this command takes {', '.join(sorted(KINDS))}")
     if want == CTC and kind != CTC:
-        raise UserError(f"{path} is a pre-training checkpoint ({name}) and has no output letters; fine-tune it with CTC "
-                        "first, or use `d2v features` or `d2v probe`")
+        raise UserError(
+            f"{path} is a pre-training checkpoint ({name}) without output letters; fine-tune it with CTC "
+            "first, or use `d2v features` or `d2v probe`"
+        )
     return name, kind
 
 
@@ -184,12 +193,33 @@ def _load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> N
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"the weights of {path} do not fit the model its configuration describes: {reason[:300]}"
-                        ) from error
+        raise UserError(
+            f"the weights of {path} do not fit the model its configuration describes: {reason[:300]}"
+        ) from error
 
 
-def load_model(path: Path, *, device: torch.device | str = "cpu", want: str | None = None, dictionary: Path | None = None,
-               manifest: Path | None = None, untrained_seed: int | None = None) -> LoadedModel:
+@contextlib.contextmanager
+def _quiet_fairseq() -> Iterator[None]:
+    """fairseq tells about optional packages when imported, and logs whole configurations when it builds a model."""
+    logger = logging.getLogger("fairseq")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_quiet_fairseq()
+def load_model(
+    path: Path,
+    *,
+    device: torch.device | str = "cpu",
+    want: str | None = None,
+    dictionary: Path | None = None,
+    manifest: Path | None = None,
+    untrained_seed: int | None = None,
+) -> LoadedModel:
     """Build the model of a checkpoint and load its weights, in evaluation mode.
 
     Args:
@@ -206,24 +236,27 @@ def load_model(path: Path, *, device: torch.device | str = "cpu", want: str | No
     name, kind = _kind(cfg, path, want)
     letters = _dictionary(state, cfg, path, dictionary, manifest) if kind == CTC else None
     if kind == CTC and cfg.model.get("w2v_args") is None:
-        raise UserError(f"{path} does not hold the configuration of its pre-trained model (w2v_args); fine-tune with "
-                        "fairseq 0.12, which stores it")
+        raise UserError(
+            f"{path} does not hold the configuration of its pre-trained model (w2v_args); fine-tune with "
+            "fairseq 0.12, which stores it"
+        )
     register_plugin()
-    # fairseq's CTC model logs the whole configuration
-    quiet, level = logging.getLogger("fairseq"), logging.getLogger("fairseq").level
-    quiet.setLevel(logging.WARNING)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(untrained_seed or 0)
-            model = _build(cfg, kind, letters)
-    finally:
-        quiet.setLevel(level)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(untrained_seed or 0)
+        model = _build(cfg, kind, letters)
     if untrained_seed is None:
         _load_weights(model, state["model"], path)
     if kind == PRETRAINED:
         model.remove_pretraining_modules()
     model.eval()
     # fairseq keeps the sample rate and the normalisation with the task
-    return LoadedModel(model.to(device), kind, name, int(cfg.task.get("sample_rate", 16000)),
-                       bool(cfg.task.get("normalize", False)), list(letters.symbols) if letters else None,
-                       torch.device(device), cfg)
+    return LoadedModel(
+        model.to(device),
+        kind,
+        name,
+        int(cfg.task.get("sample_rate", 16000)),
+        bool(cfg.task.get("normalize", False)),
+        list(letters.symbols) if letters else None,
+        torch.device(device),
+        cfg,
+    )

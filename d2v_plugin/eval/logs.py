@@ -79,5 +79,5 @@ def read_log(path: Path, name: str | None = None) -> Run:
             _add(run.valid, record, f"{source}_")
     run.train = run.train or epochs
     if not run.train and not run.valid:
-        raise UserError(f"{path} holds no JSON log line; train with common.log_format=json and give its hydra_train.log")
+        raise UserError(f"{path} holds no JSON log line; train with common.log_format=json and give hydra_train.log")
     return run

@@ -67,8 +67,10 @@ def mfcc(wave: np.ndarray, sample_rate: int, centres: np.ndarray, first: int = 2
         ValueError: coefficients outside 1..40, or no frame.
     """
     if not 1 <= first <= last <= MEL_BANDS or len(centres) == 0:
-        raise ValueError(f"need at least one frame and 1 <= first <= last <= {MEL_BANDS}, got {len(centres)} frames, "
-                         f"coefficients {first} to {last}")
+        raise ValueError(
+            f"need at least one frame and 1 <= first <= last <= {MEL_BANDS}, got {len(centres)} frames, "
+            f"coefficients {first} to {last}"
+        )
     wave = np.asarray(wave, dtype=np.float64)
     emphasised = np.append(wave[:1], wave[1:] - PRE_EMPHASIS * wave[:-1])
     length = round(WINDOW_SECONDS * sample_rate)

@@ -7,6 +7,7 @@ One picture answers one question, with everything on the axis of updates:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def import_pyplot():
         import matplotlib
     except ImportError as error:
         raise UserError("pictures need matplotlib; install it with: pip install matplotlib") from error
+    # fairseq opens the root logger, and matplotlib is talkative
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -68,10 +71,15 @@ def _curves(axis, runs: Sequence[Run], keys: dict[str, str], part: str = "train"
             if not points:
                 continue
             words = [run.name] * (len(runs) > 1) + [keys[key]] * (len(names) > 1 or len(runs) == 1)
-            axis.plot(*zip(*points, strict=True), label=", ".join(words),
-                      color=COLOURS[(r if len(runs) > 1 else k) % len(COLOURS)],
-                      linestyle=STYLES[k % len(STYLES)] if len(runs) > 1 else "-",
-                      linewidth=1.6, marker="o" if len(points) < 30 else None, markersize=3)
+            axis.plot(
+                *zip(*points, strict=True),
+                label=", ".join(words),
+                color=COLOURS[(r if len(runs) > 1 else k) % len(COLOURS)],
+                linestyle=STYLES[k % len(STYLES)] if len(runs) > 1 else "-",
+                linewidth=1.6,
+                marker="o" if len(points) < 30 else None,
+                markersize=3,
+            )
     axis.margins(x=0.02)
     if len(axis.lines) > 1 or len(names) > 1:
         axis.legend(frameon=False, fontsize=9)
@@ -83,11 +91,19 @@ def plot_loss(runs: Sequence[Run], out: Path) -> Path:
     figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for r, run in enumerate(runs):
         colour = COLOURS[r % len(COLOURS)]
-        for points, word, dash in ((run.train.get("loss"), "training", "-"), (run.valid.get("loss"), "validation", "--")):
+        for curves, word, dash in ((run.train, "training", "-"), (run.valid, "validation", "--")):
+            points = curves.get("loss")
             if points:
                 label = word if len(runs) == 1 else f"{run.name}, {word}"
-                axis.plot(*zip(*points, strict=True), dash, color=colour, label=label, linewidth=1.6,
-                          marker="o" if len(points) < 30 else None, markersize=3)
+                axis.plot(
+                    *zip(*points, strict=True),
+                    dash,
+                    color=colour,
+                    label=label,
+                    linewidth=1.6,
+                    marker="o" if len(points) < 30 else None,
+                    markersize=3,
+                )
     style_axis(axis, "update", "loss (as fairseq logs it)")
     axis.margins(x=0.02)
     axis.legend(frameon=False, fontsize=9)
@@ -101,13 +117,18 @@ def plot_variance(runs: Sequence[Run], out: Path) -> Path:
     Ranks are shown because a target may keep its variance while it loses its content.
     """
     pyplot = import_pyplot()
-    panels = [(keys, title, label) for keys, title, label in (
-        (VARIANCES, "Targets and predictions", "standard deviation over frames"),
-        (SPREADS, "Representations", "standard deviation over frames"),
-        (RANKS, "Effective rank", "effective rank (dimensions)"),
-    ) if _present(runs, keys, "train")]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.2 * len(panels) + 1, 4), layout="constrained",
-                                   squeeze=False)
+    panels = [
+        (keys, title, label)
+        for keys, title, label in (
+            (VARIANCES, "Targets and predictions", "standard deviation over frames"),
+            (SPREADS, "Representations", "standard deviation over frames"),
+            (RANKS, "Effective rank", "effective rank (dimensions)"),
+        )
+        if _present(runs, keys, "train")
+    ]
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(5.2 * len(panels) + 1, 4), layout="constrained", squeeze=False
+    )
     for axis, (keys, title, label) in zip(axes[0], panels, strict=True):
         _curves(axis, runs, keys)
         style_axis(axis, "update", label)
@@ -151,12 +172,16 @@ def plot_runs(runs: Sequence[Run], out: Path) -> list[Path]:
     Raises:
         UserError: none of the known quantities is in any log.
     """
-    wanted = [(plot_loss, any(run.train.get("loss") or run.valid.get("loss") for run in runs)),
-              (plot_variance, any(_present(runs, keys, "train") for keys in (VARIANCES, SPREADS, RANKS))),
-              (plot_ema_decay, bool(_present(runs, {"ema_decay": ""}, "train"))),
-              (plot_error_rates, bool(_present(runs, ERROR_RATES, "valid")))]
+    wanted = [
+        (plot_loss, any(run.train.get("loss") or run.valid.get("loss") for run in runs)),
+        (plot_variance, any(_present(runs, keys, "train") for keys in (VARIANCES, SPREADS, RANKS))),
+        (plot_ema_decay, bool(_present(runs, {"ema_decay": ""}, "train"))),
+        (plot_error_rates, bool(_present(runs, ERROR_RATES, "valid"))),
+    ]
     written = [draw(runs, out) for draw, has_data in wanted if has_data]
     if not written:
-        raise UserError("the logs hold neither loss, variance, ema_decay nor error rates; give a hydra_train.log "
-                        "of pre-training or of CTC fine-tuning")
+        raise UserError(
+            "the logs hold neither loss, variance, ema_decay nor error rates; give a hydra_train.log "
+            "of pre-training or of CTC fine-tuning"
+        )
     return written

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 # relative to the mean eigenvalue of the feature covariance, so the grid means the same at any scale and width
-PENALTIES = tuple(10.0**k for k in range(-6, 3))
+# (1e-6: plain least squares; 1e4: the features are as good as ignored)
+PENALTIES = tuple(10.0**k for k in range(-6, 5))
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ def _solutions(x: np.ndarray, y: np.ndarray, penalties: tuple[float, ...]) -> li
     values, vectors = np.linalg.eigh(z.T @ z)
     rotated = vectors.T @ (z.T @ (y - y_mean))
     unit = max(float(values.sum()) / len(values), 1e-30)
-    return [Ridge(x_mean, x_scale, y_mean, vectors @ (rotated / (np.maximum(values, 0.0) + p * unit)[:, None]), p)
-            for p in penalties]
+    return [
+        Ridge(x_mean, x_scale, y_mean, vectors @ (rotated / (np.maximum(values, 0.0) + p * unit)[:, None]), p)
+        for p in penalties
+    ]
 
 
 def fit_ridge(x: np.ndarray, y: np.ndarray, groups: np.ndarray, penalties: tuple[float, ...] = PENALTIES) -> Ridge:

@@ -28,8 +28,10 @@ class ErrorRate:
 
     def describe(self, name: str, unit: str) -> str:
         """One line: ``WER  12.50 %  (1 substituted, 0 inserted, 0 deleted of 8 words)``."""
-        return (f"{name} {100 * self.rate:6.2f} %  ({self.substitutions} substituted, {self.insertions} inserted, "
-                f"{self.deletions} deleted of {self.units} {unit})")
+        return (
+            f"{name} {100 * self.rate:6.2f} %  ({self.substitutions} substituted, {self.insertions} inserted, "
+            f"{self.deletions} deleted of {self.units} {unit})"
+        )
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,12 @@ class Scores:
 
 
 def _rate(measured) -> ErrorRate:
-    return ErrorRate(measured.substitutions, measured.insertions, measured.deletions,
-                     measured.hits + measured.substitutions + measured.deletions)
+    return ErrorRate(
+        measured.substitutions,
+        measured.insertions,
+        measured.deletions,
+        measured.hits + measured.substitutions + measured.deletions,
+    )
 
 
 def score(references: Sequence[str], hypotheses: Sequence[str]) -> Scores:
@@ -57,9 +63,13 @@ def score(references: Sequence[str], hypotheses: Sequence[str]) -> Scores:
     import jiwer
 
     if len(references) != len(hypotheses) or not references:
-        raise ValueError(f"need one hypothesis a reference and at least one, got {len(references)} references "
-                         f"and {len(hypotheses)} hypotheses")
+        raise ValueError(
+            f"need one hypothesis a reference and at least one, got {len(references)} references "
+            f"and {len(hypotheses)} hypotheses"
+        )
     if not any(reference.strip() for reference in references):
         raise ValueError(f"all {len(references)} references are empty; check the label file")
-    return Scores(words=_rate(jiwer.process_words(list(references), list(hypotheses))),
-                  characters=_rate(jiwer.process_characters(list(references), list(hypotheses))))
+    return Scores(
+        words=_rate(jiwer.process_words(list(references), list(hypotheses))),
+        characters=_rate(jiwer.process_characters(list(references), list(hypotheses))),
+    )

@@ -30,8 +30,15 @@ def mask_spans(mask: np.ndarray) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
-def plot_mask(wave: np.ndarray, sample_rate: int, mask: np.ndarray, frame_rate: float, out: Path,
-              title: str = "", first_centre: float = 0.0) -> Path:
+def plot_mask(
+    wave: np.ndarray,
+    sample_rate: int,
+    mask: np.ndarray,
+    frame_rate: float,
+    out: Path,
+    title: str = "",
+    first_centre: float = 0.0,
+) -> Path:
     """Draw the spectrogram and grey out what the student does not see.
 
     Args:
@@ -45,13 +52,24 @@ def plot_mask(wave: np.ndarray, sample_rate: int, mask: np.ndarray, frame_rate: 
     pyplot = import_pyplot()
     seconds = len(wave) / sample_rate
     figure, axis = pyplot.subplots(figsize=(min(14.0, max(7.0, 2.2 * seconds)), 3.6), layout="constrained")
-    image = axis.imshow(power_decibels(wave, sample_rate), origin="lower", aspect="auto", cmap="magma",
-                        extent=(0, seconds, 0, sample_rate / 2000), interpolation="nearest")
+    image = axis.imshow(
+        power_decibels(wave, sample_rate),
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        extent=(0, seconds, 0, sample_rate / 2000),
+        interpolation="nearest",
+    )
     for n, (start, end) in enumerate(mask_spans(mask)):
         left = first_centre + (start - 0.5) / frame_rate
-        axis.axvspan(max(0.0, left), min(seconds, left + (end - start) / frame_rate), facecolor="#b7d7ea", alpha=0.7,
-                     edgecolor="none",
-                     label=f"masked: {100 * mask.mean():.0f} % of frames" if n == 0 else None)
+        axis.axvspan(
+            max(0.0, left),
+            min(seconds, left + (end - start) / frame_rate),
+            facecolor="#b7d7ea",
+            alpha=0.7,
+            edgecolor="none",
+            label=f"masked: {100 * mask.mean():.0f} % of frames" if n == 0 else None,
+        )
     axis.set_xlabel("time (s)")
     axis.set_ylabel("frequency (kHz)")
     axis.set_title(title, loc="left", fontsize=10)

@@ -17,6 +17,7 @@ from d2v_plugin.data.bad_files import BadFiles
 from d2v_plugin.data.manifest import Manifest, load_manifest
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval.ctc import label_line_to_text
+from d2v_plugin.eval.load import LoadedModel
 
 READERS = min(4, os.cpu_count() or 1)
 
@@ -62,8 +63,10 @@ def read_references(manifest: Manifest, labels: Path | None) -> list[str] | None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the labels {path}: {error}; give --labels a UTF-8 letter file") from error
     if len(lines) != manifest.total:
-        raise UserError(f"{path} has {len(lines)} lines, {manifest.path} has {manifest.total} recordings; "
-                        "they must have one line each, in the same order")
+        raise UserError(
+            f"{path} has {len(lines)} lines, {manifest.path} has {manifest.total} recordings; "
+            "they must have one line each, in the same order"
+        )
     return [label_line_to_text(lines[row]) for row in manifest.rows]
 
 
@@ -143,8 +146,10 @@ class Utterances:
                 continue
             self.bad.record(index, result)
             if 0 <= self.max_bad < self.bad.count():
-                raise UserError(f"{self.bad.count()} unusable recordings, --max-bad allows {self.max_bad}; the last was "
-                                f"{result}; repair or drop them (`d2v manifest check` lists them), or raise --max-bad")
+                raise UserError(
+                    f"{self.bad.count()} unusable recordings, --max-bad allows {self.max_bad}; the last was {result}; "
+                    "repair or drop them (`d2v manifest check` lists them), or raise --max-bad"
+                )
         return collate([wave for _, wave in good], [index for index, _ in good]) if good else None
 
     def batches(self, max_seconds: float) -> Iterator[Batch]:
@@ -162,5 +167,12 @@ class Utterances:
                 if batch is not None:
                     yield batch
         if self.bad.count() == len(self):
-            raise UserError(f"{self.manifest.path}: none of its {len(self)} recordings could be used: "
-                            f"{self.bad.summary()}; run `d2v manifest check`")
+            raise UserError(
+                f"{self.manifest.path}: none of its {len(self)} recordings could be used: "
+                f"{self.bad.summary()}; run `d2v manifest check`"
+            )
+
+
+def utterances_for(loaded: LoadedModel, manifest: Path, max_bad: int) -> Utterances:
+    """A manifest's recordings as this model was trained to hear them."""
+    return Utterances(manifest, loaded.sample_rate, loaded.normalize, loaded.receptive_field, max_bad)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_speech import write_ctc, write_pretrained
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiny_speech import write_ctc, write_pretrained
 
 from d2v_plugin.cli.main import main
 from d2v_plugin.errors import UserError
@@ -56,8 +56,23 @@ def test_layer_numbering(corpus, pretrained):
 def test_command(tmp_path, corpus, pretrained, kind, capsys):
     checkpoint = pretrained if kind == "pretrained" else write_ctc(tmp_path / "c.pt", corpus.folder / "dict.ltr.txt")
     out = tmp_path / "out" / "f.safetensors"
-    assert main(["features", str(checkpoint), str(corpus.manifest), "--layers", "1", "3", "--out", str(out),
-                 "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "features",
+                str(checkpoint),
+                str(corpus.manifest),
+                "--layers",
+                "1",
+                "3",
+                "--out",
+                str(out),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     tensors = load_file(out)
     assert sorted(tensors) == sorted(f"u{n}/layer_{layer}" for n in range(8) for layer in (1, 3))
     with safe_open(out, "pt") as file:

@@ -113,6 +113,6 @@ def test_language_model_errors(files, tmp_path):
 
 
 def test_missing_package_names_the_command(files, monkeypatch):
-    monkeypatch.setitem(sys.modules, "flashlight.lib.text.decoder", None)
+    monkeypatch.setitem(sys.modules, "flashlight.lib.text.decoder.kenlm", None)
     with pytest.raises(UserError, match="pip install flashlight-text"):
         LexiconDecoder(SYMBOLS, *files)

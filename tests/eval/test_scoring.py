@@ -21,7 +21,8 @@ def test_empty_hypothesis_and_empty_reference():
 
 def test_description():
     assert score(["a b"], ["a c"]).words.describe("WER", "words") == (
-        "WER  50.00 %  (1 substituted, 0 inserted, 0 deleted of 2 words)")
+        "WER  50.00 %  (1 substituted, 0 inserted, 0 deleted of 2 words)"
+    )
     assert math.isnan(ErrorRate(0, 0, 0, 0).rate)
 
 

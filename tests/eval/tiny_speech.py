@@ -49,14 +49,34 @@ def pretraining_cfg(mode: str, norm_first: bool) -> dict:
     from d2v_plugin.models.data2vec_audio import Data2VecAudioConfig
 
     model = OmegaConf.to_container(OmegaConf.structured(Data2VecAudioConfig), resolve=False, enum_to_str=True)
-    model |= {"_name": "data2vec_audio", "conv_feature_layers": CONVOLUTIONS, "extractor_mode": mode,
-              "encoder_layers": 3, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64, "encoder_attention_heads": 2,
-              "average_top_k_layers": 2, "conv_pos": 8, "conv_pos_groups": 4, "layer_norm_first": norm_first,
-              "ema_anneal_end_step": 10, "max_update": 10, "required_seq_len_multiple": 1}
-    task = {"_name": "d2v_audio_pretraining", "data": "/not/on/this/machine", "sample_rate": SAMPLE_RATE,
-            "normalize": True}
-    return {"model": {k: v for k, v in model.items() if not str(v).startswith("${")}, "task": task, "criterion": None,
-            "lr_scheduler": None}
+    model |= {
+        "_name": "data2vec_audio",
+        "conv_feature_layers": CONVOLUTIONS,
+        "extractor_mode": mode,
+        "encoder_layers": 3,
+        "encoder_embed_dim": 32,
+        "encoder_ffn_embed_dim": 64,
+        "encoder_attention_heads": 2,
+        "average_top_k_layers": 2,
+        "conv_pos": 8,
+        "conv_pos_groups": 4,
+        "layer_norm_first": norm_first,
+        "ema_anneal_end_step": 10,
+        "max_update": 10,
+        "required_seq_len_multiple": 1,
+    }
+    task = {
+        "_name": "d2v_audio_pretraining",
+        "data": "/not/on/this/machine",
+        "sample_rate": SAMPLE_RATE,
+        "normalize": True,
+    }
+    return {
+        "model": {k: v for k, v in model.items() if not str(v).startswith("${")},
+        "task": task,
+        "criterion": None,
+        "lr_scheduler": None,
+    }
 
 
 def ctc_cfg(pretraining: dict) -> dict:
@@ -64,10 +84,24 @@ def ctc_cfg(pretraining: dict) -> dict:
     from omegaconf import OmegaConf
 
     model = OmegaConf.to_container(OmegaConf.structured(Wav2Vec2CtcConfig), resolve=False, enum_to_str=True)
-    model |= {"_name": "wav2vec_ctc", "w2v_path": "/not/on/this/machine/pretrained.pt", "normalize": True,
-              "data": "/not/on/this/machine", "ddp_backend": "legacy_ddp", "w2v_args": pretraining}
-    return {"model": model, "task": {"_name": "d2v_audio_finetuning", "data": "/not/on/this/machine", "labels": "ltr",
-                                     "sample_rate": SAMPLE_RATE, "normalize": True}}
+    model |= {
+        "_name": "wav2vec_ctc",
+        "w2v_path": "/not/on/this/machine/pretrained.pt",
+        "normalize": True,
+        "data": "/not/on/this/machine",
+        "ddp_backend": "legacy_ddp",
+        "w2v_args": pretraining,
+    }
+    return {
+        "model": model,
+        "task": {
+            "_name": "d2v_audio_finetuning",
+            "data": "/not/on/this/machine",
+            "labels": "ltr",
+            "sample_rate": SAMPLE_RATE,
+            "normalize": True,
+        },
+    }
 
 
 def write_pretrained(path: Path, mode: str = "layer_norm", norm_first: bool = False) -> Path:
