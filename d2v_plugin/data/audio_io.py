@@ -51,17 +51,37 @@ class AudioInfo:
     subtype: str
 
 
-def probe(path: str) -> AudioInfo:
-    """Read a file's header only.
+def probe(entry: Entry) -> AudioInfo:
+    """Read a file's header only (a zip member's bytes are read whole).
 
     Raises:
         AudioError: missing, empty, not audio, or (wav) cut off before its announced end.
     """
-    with _open(Entry(path, 0)) as sound:
-        _check_whole(sound, path)
+    with _open(entry) as sound:
+        _check_whole(sound, entry)
         if sound.frames == 0:
-            raise AudioError("empty", path, "it holds no samples; remove it from the manifest")
+            raise AudioError("empty", entry, "it holds no samples; remove it from the manifest")
         return AudioInfo(sound.samplerate, sound.channels, sound.frames, sound.subtype)
+
+
+def check_header(entry: Entry, sample_rate: int) -> AudioInfo:
+    """``probe``, and the header's length against the manifest's size column, or the segment's end.
+
+    Raises:
+        AudioError: as ``read_audio``, as far as a header tells.
+    """
+    info = probe(entry)
+    frames = round(info.frames * sample_rate / info.sample_rate)
+    if entry.kind != "segment":
+        _check_size(entry, info.frames, info.sample_rate, frames, sample_rate)
+    elif entry.start + entry.length > frames + SIZE_TOLERANCE_SECONDS * sample_rate:
+        end = entry.start + entry.length
+        raise AudioError("truncated", entry, f"the segment ends at frame {end} of {frames}; rebuild the manifest")
+    elif entry.length != entry.frames:
+        raise AudioError(
+            "length differs from the manifest", entry, f"the manifest says {entry.frames}; rebuild the manifest"
+        )
+    return info
 
 
 def read_audio(

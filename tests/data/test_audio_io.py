@@ -154,8 +154,8 @@ def test_shorter_than_one_frame(corpus):
 
 def test_probe(corpus):
     path = corpus.add("a.wav", wave=np.stack([tone(500), tone(500)], 1), rate=44100, subtype="PCM_24")
-    info = probe(str(path))
+    info = probe(Entry(str(path), 0))
     assert (info.sample_rate, info.channels, info.frames, info.subtype) == (44100, 2, 500, "PCM_24")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(AudioError, match="truncated"):
-        probe(str(path))
+        probe(Entry(str(path), 0))
