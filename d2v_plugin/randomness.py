@@ -6,11 +6,12 @@ import torch
 
 
 class DrawStream:
-    """A named stream of CPU generators, restarted whenever torch is seeded anew.
+    """A named stream of CPU generators, restarted whenever torch's seed changes.
 
     fairseq seeds torch with ``seed + num_updates`` before every update. Hanging every draw on that
     number makes masks and LayerDrop a function of (seed, update, name, draws so far in this update):
     an uninterrupted run and a resumed one draw the same, whatever else consumed random numbers.
+    (Seeding torch twice with one number in one process is not a new update, and does not restart the stream.)
 
     Args:
         name: streams of different names are independent.
@@ -35,4 +36,5 @@ class DrawStream:
 
 def data_rank():
     """Rank of this process among those that hold different data, 0 when not distributed."""
-    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if distributed else 0

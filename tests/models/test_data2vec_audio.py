@@ -1,0 +1,317 @@
+"""The model's contract: masks, padding, LayerDrop, updates, refused configurations, and no host reads."""
+
+import copy
+
+import pytest
+import torch
+
+from d2v_plugin.criterions.d2v_regression import D2vRegressionCriterion
+from d2v_plugin.method.collapse import CollapseError
+from d2v_plugin.models.data2vec_audio import Data2VecAudioConfig, Data2VecAudioModel
+
+TINY = {
+    "encoder_layers": 3,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "conv_feature_layers": "[(8, 10, 5)] + [(8, 3, 2)] * 3",
+    "conv_pos": 9,
+    "conv_pos_groups": 4,
+    "pos_conv_depth": 2,
+    "average_top_k_layers": 2,
+    "instance_norm_target_layer": True,
+    "extractor_mode": "layer_norm",
+    "ema_anneal_end_step": 10,
+    "max_update": 10,
+}
+
+
+def make(**overrides):
+    model = Data2VecAudioModel(Data2VecAudioConfig(**{**TINY, **overrides}))
+    model.set_num_updates(0)
+    return model
+
+
+def padded_batch():
+    source, padding_mask = torch.randn(3, 4000), torch.zeros(3, 4000, dtype=torch.bool)
+    padding_mask[1, 3000:] = padding_mask[2, 1500:] = True
+    return source.masked_fill(padding_mask, 0), padding_mask, [4000, 3000, 1500]
+
+
+def test_a_step_gives_loss_sizes_and_statistics():
+    model = make()
+    out = model(torch.randn(2, 4000))
+    T = model.conv_spec.frames(4000)
+    assert 0 < out["sample_size"] < 2 * T
+    assert out["losses"]["regression"] > 0
+    assert out["ema_decay"] == pytest.approx(999.0)
+    out["losses"]["regression"].backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_source_lengths_change_nothing_but_where_lengths_come_from():
+    model = make().eval()
+    source, padding_mask, lengths = padded_batch()
+    named = copy.deepcopy(model)(source, padding_mask, source_lengths=lengths)
+    plain = model(source, padding_mask)
+    assert torch.equal(plain["losses"]["regression"], named["losses"]["regression"])
+    assert plain["sample_size"] == named["sample_size"]
+
+
+def test_padding_does_not_change_features_of_a_layer_norm_extractor():
+    # A deeper positional encoder lets the last frames see what convolutions made of the padding, as upstream does.
+    model = make(pos_conv_depth=1).eval()
+    source, padding_mask, lengths = padded_batch()
+    together = model.extract_features(source, padding_mask)
+    for b, n in enumerate(lengths):
+        alone = model.extract_features(source[b : b + 1, :n], None)["x"]
+        torch.testing.assert_close(together["x"][b : b + 1, : alone.shape[1]], alone, rtol=1e-4, atol=1e-5)
+        assert int((~together["padding_mask"][b]).sum()) == alone.shape[1]
+
+
+def test_padding_is_never_masked():
+    model = make()
+    _, padding_mask, lengths = padded_batch()
+    frames = [model.conv_spec.frames(n) for n in lengths]
+    T = frames[0]
+    mask = torch.arange(T) >= torch.tensor(frames)[:, None]
+    for _ in range(20):
+        _, drawn, rows = model.apply_mask(torch.zeros(3, T, 16), mask, frame_lengths=frames)
+        assert not (drawn & mask).any()
+        assert torch.equal(rows, drawn.flatten().nonzero().squeeze(1))
+
+
+def test_channel_masks_zero_whole_channels():
+    for before in (False, True):
+        model = make(mask_channel_prob=0.5, mask_channel_length=4, mask_channel_before=before, mask_prob=0.0)
+        x, mask, rows = model.apply_mask(torch.ones(2, 5, 16), None)
+        assert mask is None and rows is None
+        zeroed = (x == 0).all(1)
+        assert zeroed.any() and not zeroed.all()
+        assert ((x == 0) == zeroed[:, None]).all()
+
+
+def test_layerdrop_repeats_with_the_seed_and_drops_about_as_often_as_asked():
+    model = make(encoder_layers=3, encoder_layerdrop=0.4).train()
+    twin = copy.deepcopy(model)
+    twin(torch.randn(2, 4000))  # other draws in between do not matter
+    drawn = []
+    for m in (model, twin):
+        torch.manual_seed(5)
+        drawn.append([m.encoder._layers_to_drop() for _ in range(300)])
+    assert drawn[0] == drawn[1]
+    share = sum(map(sum, drawn[0])) / 900
+    assert 0.33 < share < 0.47
+    model.eval()
+    assert model.encoder._layers_to_drop() == [False] * 3
+
+
+def test_masks_repeat_with_the_seed_of_the_update():
+    model = make().eval()
+    source = torch.randn(2, 4000)
+    losses = []
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        losses.append(float(model(source)["losses"]["regression"].detach()))
+    losses[1:] = losses[:0:-1]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    source = torch.randn(2, 4000)
+    grads = []
+    for switch in (False, True):
+        torch.manual_seed(0)
+        model = make(checkpoint_activations=switch, dropout=0.0, attention_dropout=0.0)
+        torch.manual_seed(1)
+        model(source)["losses"]["regression"].backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_whole_model_teacher_averages_k_layers():
+    """Upstream averages all layers here, whatever ``average_top_k_layers`` says; a departure on purpose."""
+    model = make(ema_transformer_only=False, ema_layers_only=False, average_top_k_layers=1).eval()
+    source = torch.randn(2, 4000)
+    seen = []
+    model.target_recipe = lambda layers, rows: seen.append(len(layers)) or torch.zeros(len(rows), 16)
+    model(source)
+    assert seen == [1]
+
+
+# -- the teacher and the update number ---------------------------------------------------------------
+
+
+def nudge(model):
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1)
+
+
+def teacher(model):
+    return torch.cat([v.flatten().clone() for v in model.ema.state_dict().values()])
+
+
+def test_only_a_step_of_one_moves_the_teacher():
+    model = make().train()
+    start = teacher(model)
+    nudge(model)
+    for update in (0, 5, 5):  # the number fairseq repeats, and the jump of a resume
+        model.set_num_updates(update)
+        assert torch.equal(teacher(model), start)
+    model.set_num_updates(6)
+    assert not torch.equal(teacher(model), start)
+
+
+def test_decay_does_not_depend_on_how_the_update_was_reached():
+    straight, resumed = make(), make()
+    for update in range(1, 8):
+        straight.set_num_updates(update)
+    resumed.set_num_updates(6)
+    resumed.set_num_updates(7)
+    assert straight.ema.decay == resumed.ema.decay
+
+
+def test_a_constant_decay_of_one_freezes_the_teacher():
+    model = make(ema_decay=1.0, ema_end_decay=1.0).train()
+    start = teacher(model)
+    nudge(model)
+    model.set_num_updates(1)
+    assert torch.equal(teacher(model), start)
+
+
+def test_loading_restores_the_teacher_before_and_after_it_exists():
+    trained = make().train()
+    nudge(trained)
+    trained.set_num_updates(1)
+    state = trained.state_dict()
+    for made in (make(), Data2VecAudioModel(Data2VecAudioConfig(**TINY))):
+        made.load_state_dict(state)
+        assert torch.equal(teacher(made), teacher(trained))
+
+
+def test_resuming_from_weights_without_a_teacher_says_what_to_do():
+    state = make().state_dict()
+    del state["_ema"]
+    with pytest.raises(ValueError, match="holds no teacher.*start a new run"):
+        make().load_state_dict(state)
+
+
+def test_fine_tuning_drops_the_teacher_and_the_head():
+    model = make()
+    model.remove_pretraining_modules(last_layer=1)
+    state = model.state_dict()
+    assert not any(k.startswith(("_ema", "final_proj", "encoder.layers.2")) for k in state)
+    assert model.extract_features(torch.randn(1, 4000), None)["x"].shape[-1] == 16
+
+
+def test_the_teacher_follows_the_student_to_another_dtype():
+    model = make().half()
+    assert next(model.ema.model.parameters()).dtype == torch.half
+    assert all(v.dtype == torch.float32 for v in model.ema.state_dict().values() if v.is_floating_point())
+
+
+# -- host reads -------------------------------------------------------------------------------------
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that behaves as if it lived on a GPU: reading its values on the host is an error."""
+
+    READS = {
+        getattr(torch.Tensor, name)
+        for name in ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "nonzero", "cpu")
+    } | {torch.nonzero, torch.masked_select, torch.unique, torch.is_nonzero}
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in cls.READS:
+            raise AssertionError(f"host read through {func.__name__}")
+        if func is torch.Tensor.__getitem__ and getattr(args[1], "dtype", None) == torch.bool:
+            raise AssertionError("host read through a boolean index")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("read", [float, bool, torch.Tensor.tolist, lambda t: t[t > 0], lambda t: (t > 0).nonzero()])
+def test_the_detector_of_host_reads_detects(read):
+    with pytest.raises(AssertionError, match="host read"):
+        read(torch.randn(1).as_subclass(OnDevice))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_step_outside_the_watch_interval_reads_nothing(padded):
+    model = make(watch_interval=100).train()
+    model.set_num_updates(1)
+    source, padding_mask, lengths = padded_batch()
+    net_input = {"source": source.as_subclass(OnDevice)}
+    if padded:
+        net_input |= {"padding_mask": padding_mask.as_subclass(OnDevice), "source_lengths": lengths}
+    criterion = D2vRegressionCriterion(None)
+    loss, _, logs = criterion(model, {"id": torch.arange(3), "net_input": net_input})
+    assert isinstance(loss, OnDevice) and isinstance(logs["target_var"], OnDevice)
+    loss.backward()
+    model.set_num_updates(2)
+
+
+def test_the_watch_reads_at_its_interval():
+    model = make(watch_interval=2).train()
+    model.set_num_updates(2)
+    with pytest.raises(AssertionError, match="host read"):
+        model(torch.randn(2, 4000).as_subclass(OnDevice))
+
+
+# -- collapse ---------------------------------------------------------------------------------------
+
+
+def test_the_watch_logs_spread_and_rank_at_three_places():
+    model = make(watch_interval=1).train()
+    logs = model(torch.randn(2, 4000))["logs"]
+    assert set(logs) == {f"{place}_{what}" for place in ("feature", "student", "teacher") for what in ("std", "rank")}
+
+
+def test_a_collapsed_student_stops_the_run():
+    model = make(watch_interval=1, collapse_guard_updates=3).train()
+    with torch.no_grad():
+        model.final_proj.weight.zero_()
+    model.num_updates = 3
+    model(torch.randn(2, 4000))
+    model.num_updates = 4
+    with pytest.raises(CollapseError, match="predictions hardly vary"):
+        model(torch.randn(2, 4000))
+
+
+# -- refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"average_top_k_layers": 4}, "average_top_k_layers 4 must lie between 1 and encoder_layers, which is 3"),
+        ({"average_top_k_layers": 0}, "average_top_k_layers 0"),
+        ({"layer_type": "conformer"}, "layer_type conformer is not part of data2vec"),
+        ({"conv_feature_layers": "__import__('os').getcwd()"}, "conv_feature_layers must list"),
+        ({"extractor_mode": "batch_norm"}, "extractor_mode must be one of default, layer_norm"),
+        ({"activation_fn": "mish"}, "activation_fn must be one of"),
+        ({"encoder_attention_heads": 5}, "not a multiple of encoder_attention_heads 5"),
+        ({"mask_length": 0}, "mask_length must be at least 1"),
+        ({"mask_prob": 1.5}, "mask_prob must lie between 0 and 1"),
+    ],
+)
+def test_configurations_that_cannot_work(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make(**overrides)
+
+
+def test_a_recording_shorter_than_a_frame():
+    with pytest.raises(ValueError, match="a sample of 20 samples is shorter than the 80"):
+        make()(torch.randn(1, 20))
+
+
+def test_pretraining_without_a_mask():
+    with pytest.raises(ValueError, match="set model.mask_prob above 0"):
+        make(mask_prob=0.0)(torch.randn(1, 4000))
+
+
+def test_an_impossible_mask():
+    with pytest.raises(ValueError, match="leaves nothing to see"):
+        make(mask_prob=1.0, mask_length=1)(torch.randn(1, 400))
