@@ -106,7 +106,7 @@ def prepare_own(data: Path, dest: Path, sample_rate: int) -> None:
         else:
             left_out["no transcript"] += 1
     if not recordings:
-        raise UserError(f"{data}: no recording is left ({listed(left_out)}); compare the transcripts' paths with the files")
+        raise UserError(f"{data}: no recording is left ({listed(left_out)}); do the transcripts name these files?")
     splits = divide(recordings, SHARES if texts else {"valid": SHARES["valid"]})
     if not splits["valid"]:
         raise UserError(f"{data}: needs at least two different recordings, one to train on and one to validate")
@@ -209,21 +209,21 @@ def convert(source: Path, dest: Path, sample_rate: int, left_out: Counter, wante
 
     def one(name):
         target = Path(name).with_suffix(".wav")
-        entry = Entry(str(source / name), 0)
         try:
-            wave = read_audio(entry, sample_rate, check_size=False, shortest=round(SHORTEST_SECONDS * sample_rate))
+            wave = read_audio(Entry(str(source / name), 0), sample_rate, check_size=False)
         except AudioError as error:
-            return error
+            print(f"left out {error}")
+            return error.kind
+        if len(wave) < SHORTEST_SECONDS * sample_rate:
+            return f"shorter than {SHORTEST_SECONDS} s"
         (dest / target).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(dest / target, wave.clip(-1, 1), sample_rate, subtype="PCM_16")
         return str(target), len(wave)
 
     found = []
     for result in threaded(one, chosen, "converted"):
-        if isinstance(result, AudioError):
-            kind = f"shorter than {SHORTEST_SECONDS} s" if result.kind == "shorter than one frame" else result.kind
-            left_out[kind] += 1
-            print(f"left out {result}")
+        if isinstance(result, str):
+            left_out[result] += 1
         else:
             found.append(result)
     return found
