@@ -27,6 +27,7 @@ setup(
         "soxr",
         "sentencepiece",
         "jiwer",
+        "rapidfuzz",
         "safetensors",
     ],
     extras_require={

@@ -7,7 +7,7 @@ replaces those functions, nothing else, and is called by the tasks when fairseq 
 Each module here explains one replacement and why it is safe.
 """
 
-from d2v_plugin.fairseq_hooks import broadcast, errors, loading, saving
+from d2v_plugin.fairseq_hooks import broadcast, edit_distance, errors, loading, saving
 
 _installed = False
 
@@ -21,4 +21,5 @@ def install() -> None:
     saving.install()
     loading.install()
     broadcast.install()
+    edit_distance.install()
     errors.install()

@@ -20,7 +20,7 @@ def load_open_file(file: BinaryIO, *args: Any, **kwargs: Any) -> dict[str, Any]:
 
     Not mapped: optimizer state keeps these tensors for the whole run, while tools may rewrite the file.
     """
-    return read_checkpoint(file.name, mmap=False)
+    return read_checkpoint(file.name, keys=("model",), mmap=False)
 
 
 def install() -> None:
@@ -32,10 +32,13 @@ def install() -> None:
         if not PathManager.path_requires_pathmanager(path) and not PathManager.exists(path):
             # Says which file and what stands beside it.
             read_checkpoint(path)
-        state = original(path, arg_overrides, load_on_all_ranks)
-        if "model" not in state:
-            raise UserError(f"{path} has no model in it; is it a fairseq checkpoint?")
-        return state
+        try:
+            return original(path, arg_overrides, load_on_all_ranks)
+        except KeyError as error:
+            # fairseq completes the files of its earlier versions and so expects their entries.
+            raise UserError(
+                f"{path} was not written by fairseq: it has no {error.args[0]}; pass one of its checkpoints"
+            ) from error
 
     checkpoint_utils.torch = ModuleView(torch, load=load_open_file)
     checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu

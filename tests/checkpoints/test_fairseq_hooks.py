@@ -1,0 +1,183 @@
+"""The replaced functions, called the way fairseq calls them."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data.dictionary import Dictionary
+from fairseq.distributed import utils as distributed_utils
+from tiny_training import ROOT, scaled_down, train, write_data
+
+from d2v_plugin.checkpoints import read_checkpoint, writing
+from d2v_plugin.errors import UserError
+from d2v_plugin.fairseq_hooks import edit_distance, install
+
+YAML = ROOT / "examples" / "speech" / "base_librispeech.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _installed():
+    install()
+
+
+def updates_in(path: Path) -> int:
+    return read_checkpoint(path)["optimizer_history"][-1]["num_updates"]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def fail_after(monkeypatch, good: int) -> None:
+    """The disk takes ``good`` more checkpoint files or copies and is then full."""
+    original = writing._replacing
+    left = [good]
+
+    def replacing(path):
+        left[0] -= 1
+        if left[0] < 0:
+            monkeypatch.setattr(writing.os, "fsync", full)
+        return original(path)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writing, "_replacing", replacing)
+
+
+def test_installing_twice_changes_nothing():
+    before = checkpoint_utils.torch_persistent_save, checkpoint_utils.PathManager, sys.excepthook
+    install()
+    assert (checkpoint_utils.torch_persistent_save, checkpoint_utils.PathManager, sys.excepthook) == before
+
+
+def test_other_modules_keep_torch_load(tmp_path):
+    torch.save(torch.ones(2), tmp_path / "x.pt")
+    assert torch.equal(torch.load(tmp_path / "x.pt"), torch.ones(2))
+    assert checkpoint_utils.torch.nn is torch.nn
+
+
+def test_checkpoint_with_a_dictionary_loads(tmp_path):
+    letters = Dictionary()
+    letters.add_symbol("a")
+    state = {"model": {"w": torch.ones(2)}, "cfg": {"task": {"labels": "ltr"}}, "args": None}
+    history = {"criterion_name": "c", "optimizer_name": "o", "lr_scheduler_state": {}, "num_updates": 1}
+    state |= {"extra_state": {"train_iterator": {"epoch": 1}}, "optimizer_history": [history]}
+    state |= {"last_optimizer_state": None}
+    state |= {"task_state": {"target_dictionary": letters}}
+    checkpoint_utils.torch_persistent_save(state, str(tmp_path / "x.pt"))
+    read = checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "x.pt"))
+    assert read["task_state"]["target_dictionary"].index("a") == letters.index("a")
+    assert read["cfg"].task.labels == "ltr"
+
+
+def test_missing_and_foreign_files_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint at"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "gone.pt"))
+    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"has no model \(found: epoch, state_dict\)"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "x.pt"))
+    torch.save({"model": {}}, tmp_path / "y.pt")
+    with pytest.raises(UserError, match=r"y\.pt was not written by fairseq: it has no best_loss"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "y.pt"))
+
+
+def test_full_disk_in_training_keeps_the_last_good_checkpoint_and_resumes(tmp_path, monkeypatch):
+    data, out = write_data(tmp_path), tmp_path / "out"
+    train(scaled_down(YAML, data, out))
+    assert updates_in(out / "checkpoint_last.pt") == 2
+
+    with monkeypatch.context() as patch:
+        fail_after(patch, 0)
+        with pytest.raises(UserError, match=r"cannot save .*No space left on device.*start the same command again"):
+            train(scaled_down(YAML, data, out, optimization__max_update=3))
+    assert updates_in(out / "checkpoint_last.pt") == 2
+    assert names(out) == {"checkpoint_last.pt"}
+
+    train(scaled_down(YAML, data, out, optimization__max_update=4))
+    assert updates_in(out / "checkpoint_last.pt") == 4
+
+
+def test_full_disk_while_copying_keeps_the_copy_that_was_there(tmp_path, monkeypatch):
+    """fairseq saves checkpoint_1_3.pt and copies it to checkpoint_last.pt; room is left for the first alone."""
+    data, out = write_data(tmp_path), tmp_path / "out"
+    often = {"checkpoint__save_interval_updates": 1, "checkpoint__keep_interval_updates": 5}
+    # One recording a batch, so that both updates lie within an epoch.
+    often |= {"dataset__batch_size": 1}
+    train(scaled_down(YAML, data, out, **often))
+    assert updates_in(out / "checkpoint_last.pt") == 2
+    with monkeypatch.context() as patch:
+        fail_after(patch, 1)
+        with pytest.raises(UserError, match=r"cannot save .*checkpoint_last\.pt"):
+            train(scaled_down(YAML, data, out, optimization__max_update=4, **often))
+    assert updates_in(out / "checkpoint_last.pt") == 2
+    assert updates_in(out / "checkpoint_1_3.pt") == 3
+
+
+def test_damaged_last_checkpoint_stops_the_resume(tmp_path):
+    data, out = write_data(tmp_path), tmp_path / "out"
+    train(scaled_down(YAML, data, out))
+    last = out / "checkpoint_last.pt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="is truncated"):
+        train(scaled_down(YAML, data, out, optimization__max_update=4))
+
+
+def _receive(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    install()
+    sent = {"model": {"w": torch.arange(3.0)}, "n": 3, "l": [torch.ones(2), "x"]} if rank == 0 else None
+    got = distributed_utils.broadcast_object(sent, 0, torch.distributed.group.WORLD)
+    torch.save(got, os.path.join(folder, f"{rank}.pt"))
+    torch.distributed.destroy_process_group()
+
+
+def test_rank_0_sends_a_checkpoint_to_the_others(tmp_path):
+    """With a bare ``torch.load`` the receiver raises UnpicklingError on fairseq's placeholder class."""
+    torch.multiprocessing.spawn(_receive, args=(29_000 + os.getpid() % 2000, str(tmp_path)), nprocs=2)
+    got = torch.load(tmp_path / "1.pt")
+    assert torch.equal(got["model"]["w"], torch.arange(3.0))
+    assert got["n"] == 3
+    assert torch.equal(got["l"][0], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [("kitten", "sitting", 3), ([1, 2, 3], [1, 3], 1), (["a", "b"], [], 2), ([], [], 0)],
+)
+def test_edit_distance(first, second, expected):
+    assert edit_distance.distance(first, second) == expected
+
+
+def test_edit_distance_answers_fairseqs_import():
+    import editdistance
+
+    assert editdistance.eval(["a", "b"], ["a", "c"]) == 1
+
+
+def command(*overrides: str) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", "fairseq_cli.hydra_train", "--config-dir", "examples/speech"]
+    words += ["--config-name", "base_librispeech", "distributed_training.distributed_world_size=1", *overrides]
+    words += ["++common.cpu=true", "common.fp16=false"]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_training_error_is_one_line_and_the_rest_a_traceback(capsys):
+    for error, expected in ((UserError("change x"), "d2v: error: change x\n"), (KeyError("x"), "KeyError: 'x'\n")):
+        sys.excepthook(type(error), error, None)
+        assert capsys.readouterr().err.endswith(expected)
+
+
+def test_user_error_ends_the_command_with_one_line(tmp_path):
+    done = command("task.data=nowhere", f"checkpoint.save_dir={tmp_path}/run")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("d2v: error: ")
+    # Hydra's record of the run and the checkpoints share one folder, wherever the command is started.
+    assert (tmp_path / "run" / ".hydra" / "config.yaml").is_file()
