@@ -1,0 +1,135 @@
+"""Every YAML file under ``examples``: what its header says, what it must not hold, and that it trains."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+from tiny_training import ROOT, compose_config, scaled_down, train, write_data
+
+from d2v_plugin.checkpoints import read_checkpoint
+
+EXAMPLES = ROOT / "examples"
+FILES = sorted(EXAMPLES.rglob("*.yaml"))
+ABSOLUTE_PATH = re.compile(r"""(?:^|[\s'"=:(\[,])(?:~/|/)[\w.]""", re.MULTILINE)
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(EXAMPLES)))
+
+
+def header(path: Path) -> str:
+    """The comment lines the file begins with, without their marks."""
+    lines = []
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, data):
+    """Gives a tiny pre-trained checkpoint whose input is normalised or not, trained when first asked for."""
+    made = {}
+
+    def get(normalize: bool) -> Path:
+        if normalize not in made:
+            folder = tmp_path_factory.mktemp("pretrained")
+            path = EXAMPLES / "speech" / "base_librispeech.yaml"
+            train(scaled_down(path, data, folder, task__normalize=normalize))
+            made[normalize] = folder / "checkpoint_last.pt"
+        return made[normalize]
+
+    return get
+
+
+def test_the_published_recipes_are_there():
+    names = {path.stem for path in FILES}
+    sizes = {f"ctc_{size}_{split}" for size in ("base", "large") for split in ("10m", "1h", "10h", "100h", "960h")}
+    assert names >= sizes | {"base_librispeech", "large_librilight", "base_audioset"}
+
+
+@every_file
+def test_header_says_how_on_what_and_what_to_expect(path):
+    text = header(path)
+    command = text.replace("\\\n", " ")
+    launch = next(line for line in command.splitlines() if line.startswith("fairseq-hydra-train"))
+    words = shlex.split(launch)
+    assert words[words.index("--config-dir") + 1] == str(path.parent.relative_to(ROOT))
+    assert words[words.index("--config-name") + 1] == path.stem
+    for field in ("Hardware:", "Duration:", "Outcome:", "Source:"):
+        assert f"\n{field} " in text, f"{path}: the header has no line that begins with {field}"
+
+
+@every_file
+def test_no_absolute_path_and_no_code(path):
+    text = path.read_text()
+    found = ABSOLUTE_PATH.search(text)
+    assert found is None, f"{path}: {found.group().strip()}"
+    for code in ("eval(", "${eval:", "${env:", "${oc.env:", "_target_:"):
+        assert code not in text
+
+
+@pytest.mark.parametrize("text", ["data: /home/me", "data: '/x'", "# see ~/data", "a=/b", "[/a, b]", "l: ~/x"])
+def test_absolute_paths_are_recognised(text):
+    assert ABSOLUTE_PATH.search(text)
+
+
+@every_file
+def test_locations_come_from_the_command_line(path):
+    raw = yaml.safe_load(path.read_text())
+    assert raw["common"]["user_dir"] == "d2v_plugin"
+    assert raw["task"]["data"] == "???"
+    if raw["model"]["_name"] == "wav2vec_ctc":
+        assert raw["model"]["w2v_path"] == "???"
+
+
+@every_file
+def test_composes_with_outputs_in_one_place(path):
+    cfg = compose_config(path)
+    assert OmegaConf.is_missing(cfg.task, "data")
+    # A run directory named after the clock would make the same command start afresh.
+    assert not Path(cfg.checkpoint.save_dir).is_absolute()
+    assert yaml.safe_load(path.read_text())["hydra"] == {
+        "run": {"dir": "${checkpoint.save_dir}"},
+        "job": {"chdir": False},
+    }
+
+
+@every_file
+def test_every_key_is_known(path):
+    """fairseq takes unknown keys without a word, so a misspelt one would silently mean the default."""
+    from fairseq.models import MODEL_DATACLASS_REGISTRY
+    from fairseq.registry import REGISTRIES
+    from fairseq.tasks import TASK_DATACLASS_REGISTRY
+
+    from d2v_plugin.eval.load import register_plugin
+
+    register_plugin()
+    raw = yaml.safe_load(path.read_text())
+    tables = {name: registry["dataclass_registry"] for name, registry in REGISTRIES.items()}
+    tables |= {"task": TASK_DATACLASS_REGISTRY, "model": MODEL_DATACLASS_REGISTRY}
+    for group in ("task", "model", "criterion", "optimizer", "lr_scheduler"):
+        known = set(tables[group][raw[group]["_name"]].__dataclass_fields__) | {"_name"}
+        assert set(raw[group]) <= known, f"{path}: unknown in {group}: {set(raw[group]) - known}"
+
+
+@every_file
+def test_trains_two_steps(path, data, pretrained, tmp_path):
+    raw = yaml.safe_load(path.read_text())
+    is_ctc = raw["model"]["_name"] == "wav2vec_ctc"
+    start = pretrained(raw["task"]["normalize"]) if is_ctc else None
+    train(scaled_down(path, data, tmp_path, start))
+
+    state = read_checkpoint(tmp_path / "checkpoint_last.pt", keys=["model", "cfg", "optimizer_history"])
+    assert state["optimizer_history"][-1]["num_updates"] == 2
+    floats = [value for value in state["model"].values() if torch.is_tensor(value) and value.is_floating_point()]
+    assert floats
+    assert all(value.isfinite().all() for value in floats)
+    assert state["cfg"]["criterion"]["_name"] == raw["criterion"]["_name"]
