@@ -30,9 +30,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="audio a batch, padding counted (default 60); 0: one recording at a time",
     )
     parser.add_argument("--max-bad", type=int, default=10, help="unusable recordings that are skipped; -1: any number")
-    search = parser.add_argument_group("beam search (needs flashlight-text)")
+    search = parser.add_argument_group("beam search")
     search.add_argument("--lexicon", type=Path, help="lines of WORD<tab>l e t t e r s |")
     search.add_argument("--lm", type=Path, help="n-gram model over the lexicon's words, ARPA or KenLM binary")
+    search.add_argument(
+        "--decoder",
+        choices=("auto", "flashlight", "python"),
+        default="auto",
+        help="flashlight-text (pip install flashlight-text), or plain Python: slower, ARPA only; auto: what is there",
+    )
     search.add_argument("--beam", type=int, default=100, help="hypotheses kept (default 100)")
     search.add_argument("--beam-threshold", type=float, default=25.0, help="score behind the best kept (default 25)")
     search.add_argument("--lm-weight", type=float, default=2.0, help="weight of log10 p_lm (default 2)")
@@ -41,12 +47,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _search(args: argparse.Namespace, symbols: list[str]):
+    """What turns log-probabilities into text, and how to call it; None is greedy decoding."""
     if args.lexicon is None:
-        return None
-    from d2v_plugin.eval.lm import BeamOptions, LexiconDecoder
+        return None, "greedily"
+    from d2v_plugin.eval.beam import make_decoder
+    from d2v_plugin.eval.lexicon import BeamOptions
 
     options = BeamOptions(args.beam, args.beam_threshold, args.lm_weight, args.word_score)
-    return LexiconDecoder(symbols, args.lexicon, args.lm, options)
+    name, decoder = make_decoder(args.decoder, symbols, args.lexicon, args.lm, options)
+    return decoder, f"with a beam of {args.beam} ({name})"
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -76,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_model(
         args.checkpoint, device=pick_device(args.device), want=CTC, dictionary=args.dictionary, manifest=args.manifest
     )
-    beam = _search(args, loaded.symbols)
+    beam, how = _search(args, loaded.symbols)
     utterances = utterances_for(loaded, args.manifest, args.max_bad)
     references = read_references(utterances.manifest, args.labels)
     print(loaded.describe())
@@ -92,7 +101,6 @@ def run(args: argparse.Namespace) -> int:
     took = time.monotonic() - start
     order = sorted(found)
     seconds = sum(h.seconds for h in found.values())
-    how = "greedily" if beam is None else f"with a beam of {args.beam}"
     print(f"decoded {len(order)} recordings, {seconds:.1f} s of audio, {how} in {took:.1f} s")
     if utterances.bad.summary():
         print(utterances.bad.summary())

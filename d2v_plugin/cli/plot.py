@@ -73,7 +73,7 @@ def _draw_utterance(args: argparse.Namespace) -> Path:
         )[0].numpy()
     except ValueError as error:
         raise UserError(str(error)) from error
-    title = f"{args.utterance.name}: spans of {length} frames ({1000 * length / frame_rate:.0f} ms), mask_prob {prob:g}"
+    title = f"{args.utterance.name}, spans of {1000 * length / frame_rate:.0f} ms"
     return plot_mask(wave, rate, mask, frame_rate, args.out / "mask.png", title, (field - 1) / 2 / rate)
 
 

@@ -60,20 +60,13 @@ def plot_mask(
         extent=(0, seconds, 0, sample_rate / 2000),
         interpolation="nearest",
     )
-    for n, (start, end) in enumerate(mask_spans(mask)):
+    for start, end in mask_spans(mask):
         left = first_centre + (start - 0.5) / frame_rate
-        axis.axvspan(
-            max(0.0, left),
-            min(seconds, left + (end - start) / frame_rate),
-            facecolor="#b7d7ea",
-            alpha=0.7,
-            edgecolor="none",
-            label=f"masked: {100 * mask.mean():.0f} % of frames" if n == 0 else None,
-        )
+        right = left + (end - start) / frame_rate
+        axis.axvspan(max(0.0, left), min(seconds, right), facecolor="#b7d7ea", alpha=0.7, edgecolor="none")
     axis.set_xlabel("time (s)")
     axis.set_ylabel("frequency (kHz)")
-    axis.set_title(title, loc="left", fontsize=10)
-    if mask.any():
-        axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9, borderaxespad=0.3)
+    share = f"pale = masked, {100 * mask.mean():.0f} % of frames"
+    axis.set_title(f"{title}: {share}" if title else share, loc="left", fontsize=10)
     figure.colorbar(image, ax=axis, pad=0.01, label="power (dB below peak)")
     return save(figure, out)

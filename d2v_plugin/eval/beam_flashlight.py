@@ -1,39 +1,19 @@
-"""CTC beam search with a lexicon and an n-gram language model, through flashlight-text.
-
-Why flashlight-text (measured in November 2026): its 0.0.7 wheels (Linux x86-64, CPython 3.11 and 3.12) bring
-KenLM inside, so an ARPA or KenLM binary file works after one ``pip install`` and no compiler. The others looked
-at: ``pyctcdecode`` pins numpy below 2 and needs ``kenlm``, which is on PyPI as source only and builds with CMake;
-``torchaudio``'s ctc_decoder is itself a layer over flashlight-text. There is no wheel for CPython 3.13, so the
-import is optional: greedy decoding never needs it, and the error names what to do.
-
-A hypothesis scores  log p_ctc + lm_weight * log10 p_lm + word_score * words  (flashlight's definition).
-"""
+"""Beam search through flashlight-text, whose wheels carry KenLM (Linux x86-64, CPython 3.11 and 3.12)."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval.ctc import BLANK, WORD_BOUNDARY
+from d2v_plugin.eval.lexicon import BeamOptions, read_lexicon, with_closing_frame
 
 UNKNOWN = "<unk>"
-# log-probability of what the closing frame does not allow
-FORBIDDEN = -1e4
-
-
-@dataclass(frozen=True)
-class BeamOptions:
-    """Search settings; the weights are those of fairseq's wav2vec README (4-gram, LibriSpeech)."""
-
-    beam: int = 100
-    beam_threshold: float = 25.0
-    lm_weight: float = 2.0
-    word_score: float = -1.0
 
 
 def import_flashlight():
@@ -44,49 +24,14 @@ def import_flashlight():
         from flashlight.lib.text.dictionary import Dictionary
     except ImportError as error:
         raise UserError(
-            "--lexicon/--lm need flashlight-text with KenLM: pip install flashlight-text (wheels for "
-            "CPython 3.11 and 3.12 on Linux x86-64; leave --lexicon and --lm out to decode greedily)"
+            "--decoder flashlight needs flashlight-text with KenLM: pip install flashlight-text (wheels for "
+            "CPython 3.11 and 3.12 on Linux x86-64), or use --decoder python"
         ) from error
     return decoder, Dictionary, KenLM
 
 
-def read_lexicon(path: Path, symbols: Sequence[str]) -> dict[str, list[list[int]]]:
-    """Word -> spellings as symbol indices.
-
-    Each line is ``WORD<tab or spaces>l e t t e r s``, with or without the closing ``|``, which is added where
-    it is missing. A word may stand on several lines.
-
-    Raises:
-        UserError: an unreadable or empty file, a word without spelling, a letter that the model does not have.
-    """
-    index = {symbol: i for i, symbol in enumerate(symbols)}
-    if WORD_BOUNDARY not in index:
-        raise UserError(
-            f"the dictionary has no {WORD_BOUNDARY!r}, so words have no end and a lexicon cannot be "
-            "used; leave --lexicon and --lm out"
-        )
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the lexicon {path}: {error}; give --lexicon a UTF-8 file") from error
-    lexicon: dict[str, list[list[int]]] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        word, *letters = line.split()
-        letters = [*letters, WORD_BOUNDARY] if letters[-1:] != [WORD_BOUNDARY] else letters
-        unknown = sorted({letter for letter in letters if letter not in index})
-        if len(letters) < 2 or unknown:
-            what = f"letters {' '.join(unknown)} that the dictionary lacks" if unknown else "no spelling"
-            raise UserError(f"{path}:{number}: {word!r} has {what}; write lines as WORD<tab>l e t t e r s |")
-        lexicon.setdefault(word, []).append([index[letter] for letter in letters])
-    if not lexicon:
-        raise UserError(f"the lexicon {path} is empty; write lines as WORD<tab>l e t t e r s |")
-    return lexicon
-
-
-class LexiconDecoder:
-    """Beam search over the words of a lexicon.
+class FlashlightDecoder:
+    """Beam search over the words of a lexicon, in C++.
 
     Args:
         symbols: the model's output symbols in order; index 0 is the blank.
@@ -145,7 +90,9 @@ class LexiconDecoder:
         try:
             return kenlm_class(str(lm), self.words)
         except RuntimeError as error:
-            raise UserError(f"KenLM cannot read {lm}: {' '.join(str(error).split())}; check the file") from error
+            # the message begins with the source line that threw
+            reason = re.sub(r".*threw \w+\.\s*", "", " ".join(str(error).split()))
+            raise UserError(f"KenLM cannot read {lm}: {reason}; check the file") from error
 
     def __call__(self, log_probs: np.ndarray) -> str:
         """Best text for one utterance.
@@ -153,10 +100,7 @@ class LexiconDecoder:
         Args:
             log_probs: (T, V) natural-log probabilities, padding cut off.
         """
-        # One more frame in which a word may end: models whose labels have no closing "|" never emit the last one.
-        closing = np.full((1, log_probs.shape[1]), FORBIDDEN, dtype=np.float32)
-        closing[0, [BLANK, self.boundary]] = 0.0
-        emissions = np.ascontiguousarray(np.concatenate([log_probs.astype(np.float32), closing]))
+        emissions = with_closing_frame(log_probs, self.boundary)
         results = self.search.decode(emissions.ctypes.data, *emissions.shape)
         if not results:
             return ""
