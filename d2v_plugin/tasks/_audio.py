@@ -142,11 +142,11 @@ class AudioTaskMixin:
         self.audio[split] = dataset
         return dataset
 
-    def report_bad_files(self) -> None:
-        """Log one line for each split with unusable files, when there are more than at the last report."""
+    def report_bad_files(self, only_news: bool = True) -> None:
+        """Log one line for each split with unusable files, by default when there are more than at the last report."""
         for split, dataset in self.audio.items():
             count = dataset.bad_files.count()
-            if count > self._reported.get(split, 0):
+            if count > (self._reported.get(split, 0) if only_news else 0):
                 self._reported[split] = count
                 logger.warning(dataset.bad_files.summary())
 
@@ -168,4 +168,4 @@ class AudioTaskMixin:
 def _report_at_exit(reference: weakref.ref) -> None:
     task = reference()
     if task is not None:
-        task.report_bad_files()
+        task.report_bad_files(only_news=False)

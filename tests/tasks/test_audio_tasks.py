@@ -190,6 +190,9 @@ def test_bad_files_are_reported_each_epoch_and_logged_as_a_metric(labelled, capl
     for epoch in (1, 2):
         task.begin_epoch(epoch, model=None)
     assert caplog.text.count("1 of 4 files were unusable and skipped (1 missing)") == 1
+    # what runs when training ends
+    task.report_bad_files(only_news=False)
+    assert caplog.text.count("(1 missing)") == 2
 
     from fairseq.criterions.model_criterion import ModelCriterion
     from fairseq.logging import metrics
