@@ -28,6 +28,8 @@ class EMATeacher:
     Args:
         student: module to copy. Its parameters must be those passed to ``update``.
         shared: names of parameters that always equal the student's.
+
+    The owner keeps ``decay`` (last used) and ``updates`` (the update the weights belong to).
     """
 
     def __init__(self, student, shared=()):
@@ -35,11 +37,11 @@ class EMATeacher:
         self.shared = frozenset(shared)
         self.fp32 = {k: _as_fp32(v) for k, v in self.model.state_dict().items()}
         self.decay = None
+        self.updates = 0
 
     @torch.no_grad()
     def update(self, student, decay):
         """One step towards ``student``. Makes no host read of a device tensor."""
-        self.decay = decay
         averaged, towards, copied, fresh = [], [], [], []
         for name, parameter in student.named_parameters():
             mean = self.fp32[name]

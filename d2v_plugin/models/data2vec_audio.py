@@ -118,22 +118,22 @@ class Data2VecAudioModel(BaseFairseqModel):
         self.ema = EMATeacher(self._trailed, shared=positions if self.cfg.ema_layers_only else ())
 
     def set_num_updates(self, num_updates):
-        """Called by fairseq after every update, and on loading; only a step of one moves the teacher.
+        """Called by fairseq at the start of every batch, and on loading; the teacher moves once per update.
 
-        The first call makes the teacher. Repeated numbers and jumps (resuming) leave it as it was saved.
+        The first call makes the teacher. A number that repeats (micro-batches of one update) or jumps
+        leaves it as it is.
         """
         super().set_num_updates(num_updates)
-        if self.final_proj is not None:
-            if self.ema is None:
-                self.make_ema_teacher()
-                self.ema.decay = self._decay(num_updates)
-            elif self.training and num_updates == self.num_updates + 1:
-                decay = self._decay(num_updates)
-                if decay < 1:
-                    self.ema.update(self._trailed, decay)
-            else:
-                self.ema.decay = self._decay(num_updates)
         self.num_updates = num_updates
+        if self.final_proj is None:
+            return
+        if self.ema is None:
+            self.make_ema_teacher()
+        decay = self._decay(num_updates)
+        # One step ahead is the rule; two happen after loading in a loop that, unlike fairseq, counts before it trains.
+        if self.training and 1 <= num_updates - self.ema.updates <= 2 and decay < 1:
+            self.ema.update(self._trailed, decay)
+        self.ema.updates, self.ema.decay = num_updates, decay
 
     def _decay(self, update):
         return annealed_decay(self.cfg.ema_decay, self.cfg.ema_end_decay, update, self.cfg.ema_anneal_end_step)
@@ -151,6 +151,9 @@ class Data2VecAudioModel(BaseFairseqModel):
             if self.ema is None:
                 self.make_ema_teacher()
             self.ema.load_state_dict(teacher)
+            # fairseq moves the teacher at the start of the next batch, so the saved one is a step behind the
+            # student; saying so makes the first batch after resuming catch up, as without the interruption.
+            self.ema.updates = self.num_updates - 1
         elif self.ema is not None:
             raise ValueError(
                 "the checkpoint holds no teacher (_ema): it was fine-tuned or exported; "

@@ -191,6 +191,23 @@ def test_loading_restores_the_teacher_before_and_after_it_exists():
         assert torch.equal(teacher(made), teacher(trained))
 
 
+def test_the_first_batch_after_resuming_moves_the_teacher_once():
+    """fairseq saves update 2 before the batch that would move the teacher to it."""
+    trained = make().train()
+    for update in (1, 2):
+        trained.set_num_updates(update - 1)
+        nudge(trained)
+    saved = copy.deepcopy(trained.state_dict())
+    resumed = make().train()
+    resumed.set_num_updates(2)
+    resumed.load_state_dict(saved)
+    for model in (trained, resumed):
+        for _ in range(3):  # micro-batches
+            model.set_num_updates(2)
+    assert torch.equal(teacher(resumed), teacher(trained))
+    assert not torch.equal(teacher(resumed), torch.cat([v.flatten() for v in saved["_ema"].values()]))
+
+
 def test_resuming_from_weights_without_a_teacher_says_what_to_do():
     state = make().state_dict()
     del state["_ema"]
