@@ -49,7 +49,7 @@ def _draw_utterance(args: argparse.Namespace) -> Path:
     from d2v_plugin.method.masking import span_mask
 
     recipe = {"mask_prob": 0.65, "mask_length": 10}
-    info = probe(str(args.utterance))
+    info = probe(Entry(str(args.utterance), 0))
     rate, frame_rate, field = info.sample_rate, args.frame_rate, round(0.025 * info.sample_rate)
     if args.mask_from is not None:
         from d2v_plugin.eval.load import load_model

@@ -4,7 +4,8 @@ Why flashlight-text (looked at in November 2026): its 0.0.7 wheels (Linux x86-64
 inside, so ARPA and KenLM binary files work after one ``pip install`` and no compiler. ``pyctcdecode`` pins numpy below
 2 and needs ``kenlm``, which is on PyPI as source only; torchaudio's ctc_decoder is itself a layer over
 flashlight-text. CPython 3.13 has no wheel: there, and wherever flashlight-text is not installed, a search in plain
-Python takes its place, which reads ARPA, gives the same sentences and is slower.
+Python takes its place. It reads ARPA only and is a few times slower; both find the best sentence when the beam is wide
+enough, and may differ where it cuts.
 
 A sentence scores  log p_ctc + lm_weight * log10 p_lm + word_score * words  (flashlight's definition), where p_ctc is
 that of its best alignment.

@@ -1,9 +1,13 @@
 """Fixtures of the tiny corpus and checkpoints in ``tiny_speech.py``."""
 
+import sys
 from pathlib import Path
 
 import pytest
-from tiny_speech import Corpus, write_corpus, write_ctc, write_pretrained
+
+sys.path.insert(0, str(Path(__file__).parent))  # makes `import tiny_speech` work in importlib mode
+
+from tiny_speech import Corpus, write_corpus, write_ctc, write_pretrained  # noqa: E402
 
 
 @pytest.fixture
