@@ -142,6 +142,17 @@ class AudioTaskMixin:
         self.audio[split] = dataset
         return dataset
 
+    def get_batch_iterator(self, dataset, max_tokens=None, **kwargs):
+        """fairseq's, which would stop with a bare assertion at a recording that no batch can hold."""
+        longest = int(max(dataset.num_tokens_vec(np.arange(len(dataset))), default=0))
+        if max_tokens is not None and longest > max_tokens:
+            raise UserError(
+                f"the longest recording has {longest} samples and dataset.max_tokens={max_tokens} is the most a batch "
+                "holds; lower task.max_sample_size to it (longer recordings are then cropped, or left out where they "
+                "have transcripts), or raise dataset.max_tokens"
+            )
+        return super().get_batch_iterator(dataset, max_tokens=max_tokens, **kwargs)
+
     def report_bad_files(self, only_news: bool = True) -> None:
         """Log one line for each split with unusable files, by default when there are more than at the last report."""
         for split, dataset in self.audio.items():

@@ -212,3 +212,12 @@ def test_other_sample_rates(corpus):
     task.load_dataset("train")
     with pytest.raises(UserError, match="wrong sample rate"):
         task.dataset("train")[0]
+
+
+def test_a_recording_that_no_batch_can_hold_says_which_number_to_change(corpus):
+    corpus.add("long.wav", 9000)
+    corpus.manifest()
+    task = task_of(PRETRAINING, data=str(corpus.folder))
+    task.load_dataset("train")
+    with pytest.raises(UserError, match="9000 samples and dataset.max_tokens=8000.*task.max_sample_size"):
+        task.get_batch_iterator(dataset=task.dataset("train"), max_tokens=8000)
