@@ -18,6 +18,7 @@ from d2v_plugin.method.targets import TargetRecipe
 from d2v_plugin.modules.conv_spec import ConvSpec
 from d2v_plugin.modules.feature_extractor import ConvFeatureExtractor
 from d2v_plugin.modules.grad import scale_gradient
+from d2v_plugin.modules.mel_init import mel_init_
 from d2v_plugin.modules.padding import frame_padding_mask
 from d2v_plugin.modules.transformer import TransformerEncoder
 from d2v_plugin.randomness import DrawStream, data_rank
@@ -52,6 +53,9 @@ class Data2VecAudioConfig(Wav2Vec2Config):
     min_target_var: float = field(default=0.1, metadata={"help": "stop when the targets' std falls below this"})
     min_pred_var: float = field(default=0.01, metadata={"help": "stop when the predictions' std falls below this"})
     collapse_guard_updates: int = field(default=5000, metadata={"help": "no such stop up to this update"})
+    conv_init: str = field(
+        default="random", metadata={"help": "random, or mel: the first convolution starts as a filterbank (16 kHz)"}
+    )
     watch_interval: int = field(default=100, metadata={"help": "updates between two looks of the collapse watch"})
 
 
@@ -67,6 +71,8 @@ class Data2VecAudioModel(BaseFairseqModel):
         extractor_dim = self.conv_spec[-1][0]
 
         self.feature_extractor = ConvFeatureExtractor(self.conv_spec, cfg.extractor_mode, cfg.conv_bias)
+        if cfg.conv_init == "mel":
+            mel_init_(self.feature_extractor.conv_layers)
         self.post_extract_proj = nn.Linear(extractor_dim, cfg.encoder_embed_dim)
         self.dropout_input = nn.Dropout(cfg.dropout_input)
         self.mask_emb = nn.Parameter(torch.empty(cfg.encoder_embed_dim).uniform_())
@@ -337,6 +343,8 @@ def _validate(cfg):
         )
     if str(cfg.layer_type) != "transformer":
         raise ValueError(f"layer_type {cfg.layer_type} is not part of data2vec; set it to transformer")
+    if cfg.conv_init not in ("random", "mel"):
+        raise ValueError(f"conv_init must be random or mel, got {cfg.conv_init!r}")
     for key in ("mask_length", "mask_channel_length"):
         if getattr(cfg, key) < 1:
             raise ValueError(f"{key} must be at least 1, got {getattr(cfg, key)}")

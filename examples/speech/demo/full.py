@@ -1,0 +1,84 @@
+"""``make demo-full``: does pre-training on more speech than is labelled pay?
+
+Five languages to pre-train on, three budgets of labels, three seeds.
+
+Scores that are already there are kept, so an interrupted run goes on where it was.
+"""
+
+import hashlib
+import json
+
+from commands import Command, run_together, training
+from report import write_full_table
+
+LANGUAGES = ("fr", "es", "it", "ru")  # English is always in
+MINUTES, SEEDS = (3, 10, 20), (1, 2, 3)
+PRETRAIN_UPDATES, CTC_UPDATES = 8000, 2400
+
+
+def run_full(out):
+    """Everything goes below ``out/full``; prints and writes ``results.md``."""
+    out = out / "full"
+    data = out / "data"
+    words = ["python", "examples/speech/prepare_prompts.py", "--dest", data, "--languages", *LANGUAGES]
+    print("\n== Data: the prompts of five languages", flush=True)
+    run_together(Command("prepare", words))
+    for minutes in MINUTES:
+        write_budget(data, minutes)
+
+    print("\n== Pre-training on all of them", flush=True)
+    took = out / "pretrain" / "seconds.json"
+    if not took.exists():
+        more = ("dataset.train_subset=pretrain",)
+        (pretrain,) = run_together(training("pretrain", out, data, "demo_pretrain", PRETRAIN_UPDATES, 2, *more))
+        took.write_text(json.dumps(pretrain.seconds))
+
+    scores = {}
+    for minutes in MINUTES:
+        for seed in SEEDS:
+            print(f"\n== {minutes} minutes of labels, seed {seed}", flush=True)
+            for run, result in fine_tune(out, data, minutes, seed).items():
+                scores.setdefault(minutes, {}).setdefault(run, []).append(result)
+    table = write_full_table(scores, json.loads(took.read_text()))
+    (out / "results.json").write_text(json.dumps(scores, indent=2) + "\n")
+    (out / "results.md").write_text(table)
+    print(f"\n{table}\nAll of it is in {out}")
+
+
+def fine_tune(out, data, minutes, seed):
+    """Both runs of one budget and seed, side by side; ``{run: scores}``."""
+    folders = {run: out / f"{run}_{minutes}min_seed{seed}" for run in ("finetune", "scratch")}
+    if not all((folder / "scores.json").exists() for folder in folders.values()):
+        more = [f"model.w2v_path={out / 'pretrain' / 'checkpoint_last.pt'}", f"common.seed={seed}"]
+        more.append(f"dataset.train_subset=train_{minutes}min")
+        extra = {"finetune": [], "scratch": ["model.no_pretrained_weights=true"]}
+        run_together(
+            *(
+                training(folder.name, out, data, "demo_ctc", CTC_UPDATES, 1, *more, *extra[run])
+                for run, folder in folders.items()
+            )
+        )
+        run_together(*(scoring(folder, data / "test.tsv") for folder in folders.values()))
+    return {run: json.loads((folder / "scores.json").read_text()) for run, folder in folders.items()}
+
+
+def scoring(folder, manifest):
+    """The command that decodes ``manifest`` with the best checkpoint of ``folder``."""
+    words = ["d2v", "eval-ctc", folder / "checkpoint_best.pt", manifest]
+    words += ["--out", folder / "hypotheses.tsv", "--json", folder / "scores.json"]
+    return Command(f"score {folder.name}", words, folder / "scores.log", threads=1)
+
+
+def write_budget(data, minutes):
+    """``train_<minutes>min``: recordings of up to 12 s in the order of their hash, until the minutes are reached."""
+    root, *lines = (data / "train.tsv").read_text().splitlines()
+    letters = (data / "train.ltr").read_text().splitlines()
+    pairs = sorted(zip(lines, letters, strict=True), key=lambda p: hashlib.md5(p[0].encode()).hexdigest())
+    chosen, left = [], minutes * 60 * 16000
+    for line, text in pairs:
+        frames = int(line.split("\t")[1])
+        if frames <= 12 * 16000 and left > 0:
+            chosen.append((line, text))
+            left -= frames
+    (data / f"train_{minutes}min.tsv").write_text("\n".join([root, *(line for line, _ in chosen)]) + "\n")
+    (data / f"train_{minutes}min.ltr").write_text("\n".join(text for _, text in chosen) + "\n")

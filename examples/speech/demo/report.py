@@ -1,0 +1,77 @@
+"""The demo's table: what was measured, and no more."""
+
+import statistics
+
+RUNS = {"finetune": "fine-tuned from the pre-trained model", "scratch": "from scratch, same budget"}
+
+
+def describe(manifest):
+    """Recordings and minutes (16 kHz) of a manifest, or None where there is none."""
+    if not manifest.exists():
+        return None
+    frames = [int(line.split("\t")[1]) for line in manifest.read_text().splitlines()[1:]]
+    return {"recordings": len(frames), "minutes": sum(frames) / 16000 / 60}
+
+
+def write_table(results):
+    """``results`` of the demo as Markdown."""
+    parts = [_data(results["data"])]
+    if "finetune" in results:
+        parts.append(_errors(results))
+    parts.append(_probe(results["probe"]))
+    parts.append(_seconds(results["seconds"]))
+    return "\n".join(parts)
+
+
+def _row(*cells):
+    return "| " + " | ".join(str(c) for c in cells) + " |"
+
+
+def _table(header, rows):
+    return "\n".join([_row(*header), _row(*["---"] * len(header)), *(_row(*r) for r in rows), ""])
+
+
+def _data(data):
+    rows = [(s, d["recordings"], f"{d['minutes']:.1f}") for s, d in data.items() if d]
+    return _table(("part", "recordings", "minutes"), rows)
+
+
+def _errors(results):
+    rows = [
+        (what, f"{results[run]['cer']:.1f} %", f"{results[run]['wer']:.1f} %", f"{results['seconds'][run]:.0f}")
+        for run, what in RUNS.items()
+    ]
+    return _table(("CTC on held-out recordings", "character error", "word error", "seconds"), rows)
+
+
+def _probe(probe):
+    pairs = list(zip(probe["trained"], probe["untrained"], strict=True))
+    has_letters = pairs[0][0]["letters"] is not None
+    header = ["layer", "MFCC R2, pre-trained", "untrained"]
+    if has_letters:
+        header += ["letter counts R2, pre-trained", "untrained"]
+    rows = []
+    for trained, untrained in pairs:
+        row = [trained["layer"], f"{trained['mfcc']:.3f}", f"{untrained['mfcc']:.3f}"]
+        if has_letters:
+            row += [f"{score['letters']:.3f} +- {score['letters_error']:.3f}" for score in (trained, untrained)]
+        rows.append(row)
+    return _table(header, rows)
+
+
+def _seconds(seconds):
+    return _table(("stage", "seconds"), [(k, f"{v:.0f}") for k, v in seconds.items()])
+
+
+def write_full_table(scores, pretrain_seconds):
+    """``scores``: {minutes: {run: [{"cer", "wer"}, one a seed]}} as Markdown, mean and standard deviation."""
+    rows = []
+    for minutes, runs in scores.items():
+        for run, what in RUNS.items():
+            cells = []
+            for key in ("cer", "wer"):
+                values = [s[key] for s in runs[run]]
+                cells.append(f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f} %")
+            rows.append((f"{minutes} min", what, *cells))
+    table = _table(("labels", "CTC, mean +- standard deviation of 3 seeds", "character error", "word error"), rows)
+    return f"{table}\nPre-training took {pretrain_seconds / 60:.0f} minutes.\n"
