@@ -1,0 +1,70 @@
+"""``d2v_regression``: weights, logging, aggregation over micro-batches and ranks."""
+
+import pytest
+import torch
+from fairseq.logging import metrics
+from fairseq.logging.meters import MetersDict
+
+from d2v_plugin.criterions.d2v_regression import D2vRegressionCriterion
+
+
+class Model(torch.nn.Module):
+    num_updates = 3
+
+    def __init__(self, **out):
+        super().__init__()
+        self.out = out
+
+    def forward(self, source):
+        return self.out
+
+
+SAMPLE = {"id": torch.arange(4), "net_input": {"source": torch.zeros(1)}}
+
+
+def test_sums_and_weighs_losses():
+    model = Model(losses={"regression": torch.tensor([1.0, 2.0]), "cls": torch.tensor(4.0)}, sample_size=7)
+    loss, size, logs = D2vRegressionCriterion(None, {"regression": 2.0, "cls": 0.5})(model, SAMPLE)
+    assert (float(loss), size) == (8.0, 7)
+    assert (float(logs["loss_regression"]), float(logs["loss_cls"]), logs["nsentences"]) == (6.0, 2.0, 4)
+
+
+def test_a_loss_without_weight_names_it():
+    model = Model(losses={"regression": torch.tensor(1.0), "cls": torch.tensor(1.0)}, sample_size=1)
+    with pytest.raises(ValueError, match="no weight for the loss 'cls'"):
+        D2vRegressionCriterion(None, {"regression": 1.0})(model, SAMPLE)
+
+
+def test_logs_the_watch_when_it_looked():
+    model = Model(
+        losses={"r": torch.tensor(1.0)}, sample_size=1, logs={"student_rank": torch.tensor(5.0)}, ema_decay=999
+    )
+    logs = D2vRegressionCriterion(None)(model, SAMPLE)[2]
+    assert float(logs["student_rank"]) == 5 and logs["ema_decay"] == 999
+
+
+def reduced(logs):
+    with metrics.aggregate(new_root=True) as found:
+        D2vRegressionCriterion.reduce_metrics(logs)
+    assert isinstance(found, MetersDict)
+    return found.get_smoothed_values()
+
+
+def log(**values):
+    return {"loss": 6.0, "ntokens": 2, "nsentences": 1, "sample_size": 2, "_world_size": 1, **values}
+
+
+def test_the_loss_is_per_masked_frame_and_statistics_are_means():
+    values = reduced([log(target_var=0.4), log(target_var=0.6, loss=2.0)])
+    assert values["loss"] == pytest.approx(2.0)
+    assert values["target_var"] == pytest.approx(0.5)
+
+
+def test_outputs_already_summed_over_ranks_give_the_same():
+    values = reduced([log(loss=8.0, sample_size=4, ntokens=4, nsentences=2, target_var=1.0, _world_size=2)])
+    assert values["loss"] == pytest.approx(2.0)
+    assert values["target_var"] == pytest.approx(0.5)
+
+
+def test_what_only_some_batches_log_is_averaged_over_those():
+    assert reduced([log(student_rank=8.0), log()])["student_rank"] == pytest.approx(8.0)

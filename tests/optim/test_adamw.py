@@ -1,0 +1,124 @@
+"""``d2v_adamw``: fairseq's adam in one fused pass, with its parameter groups."""
+
+import copy
+import sys
+import types
+
+import pytest
+import torch
+from fairseq.optim import build_optimizer
+from fairseq.optim.composite import FairseqCompositeOptimizer
+from omegaconf import OmegaConf
+
+import d2v_plugin.optim.adamw
+from d2v_plugin.optim.adamw import D2vAdamW, parse_betas
+
+
+def config(name="d2v_adamw", **more):
+    root = {"common": {"tpu": False, "fp16": False, "bf16": False, "memory_efficient_fp16": False}}
+    root["optimization"] = {"lr": [0.01]}
+    root["optimizer"] = {"_name": name, "adam_betas": "(0.9, 0.98)", "adam_eps": 1e-6, "weight_decay": 0.1, **more}
+    return OmegaConf.create(root).optimizer
+
+
+def parameters(n=3):
+    return [torch.nn.Parameter(torch.randn(4, n)) for n in range(1, n + 1)]
+
+
+def steps(optimizer, params, n=20):
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(n):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+
+
+def test_updates_are_those_of_fairseqs_adam():
+    ours = parameters()
+    theirs = copy.deepcopy(ours)
+    steps(build_optimizer(config(), ours), ours)
+    steps(build_optimizer(config("adam"), theirs), theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_takes_torchs_fused_kernel():
+    optimizer = build_optimizer(config(), parameters())
+    assert isinstance(optimizer.optimizer, torch.optim.AdamW)
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def test_groups_keep_their_own_settings():
+    a, b = parameters(2)
+    optimizer = D2vAdamW(config(use_apex=False), [{"params": [a], "weight_decay": 0.0}, {"params": [b]}])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.1]
+    start = a.detach().clone(), b.detach().clone()
+    a.grad, b.grad = torch.zeros_like(a), torch.zeros_like(b)
+    optimizer.step()
+    assert torch.equal(a, start[0])
+    torch.testing.assert_close(b, start[1] * (1 - 0.01 * 0.1))
+
+
+def test_fairseqs_composite_optimizer_scales_rates_by_group():
+    params = parameters(3)
+    for p in params[:2]:
+        p.param_group = "body"
+    params[2].param_group = "head"
+    scheduler = {"_name": "fixed", "force_anneal": None, "lr_shrink": 0.1, "warmup_updates": 0, "lr": [0.01]}
+    group = {"optimizer": OmegaConf.to_container(config(lr=[0.01]), resolve=True), "lr_scheduler": scheduler}
+    faster = copy.deepcopy(group)
+    faster["optimizer"]["lr"] = [0.04]
+    cfg = OmegaConf.create({"groups": {"body": group, "head": faster}, "dynamic_groups": False})
+    composite = FairseqCompositeOptimizer(cfg, params)
+    assert {name: type(o) for name, o in composite.optimizers.items()} == {"body": D2vAdamW, "head": D2vAdamW}
+    assert {name: o.param_groups[0]["lr"] for name, o in composite.optimizers.items()} == {"body": 0.01, "head": 0.04}
+
+
+def test_state_round_trip_continues_exactly():
+    params = parameters()
+    optimizer = build_optimizer(config(), params)
+    steps(optimizer, params, 5)
+    saved, twin = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(params)
+    again = build_optimizer(config(), twin)
+    again.load_state_dict(saved)
+    steps(optimizer, params, 5)
+    steps(again, twin, 5)
+    assert all(torch.equal(a, b) for a, b in zip(params, twin, strict=True))
+
+
+@pytest.mark.parametrize(
+    "value", ["(0.9, 0.98)", "[0.9,0.98]", (0.9, 0.98), [0.9, 0.98], OmegaConf.create([0.9, 0.98])]
+)
+def test_betas_are_read(value):
+    assert parse_betas(value) == (0.9, 0.98)
+
+
+@pytest.mark.parametrize(
+    "value", ["0.9", "(0.9,)", "(0.9, 1.0)", "__import__('os').getcwd()", None, "(0.9, -0.1)", [1]]
+)
+def test_other_betas_are_refused(value):
+    with pytest.raises(ValueError, match="adam_betas must be two numbers in"):
+        parse_betas(value)
+
+
+def test_apex_where_it_is_installed_and_asked_for(monkeypatch):
+    seen = {}
+
+    def fused_adam(params, **kwargs):
+        seen.update(kwargs)
+        return torch.optim.AdamW(params, lr=kwargs["lr"])
+
+    apex = types.ModuleType("apex")
+    apex.optimizers = types.ModuleType("apex.optimizers")
+    apex.optimizers.FusedAdam = fused_adam
+    monkeypatch.setitem(sys.modules, "apex", apex)
+    monkeypatch.setitem(sys.modules, "apex.optimizers", apex.optimizers)
+    build_optimizer(config(use_apex=True), parameters())
+    assert seen == {"adam_w_mode": True, "lr": 0.01, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
+
+
+def test_apex_asked_for_and_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apex", None)
+    monkeypatch.setitem(sys.modules, "apex.optimizers", None)
+    with pytest.raises(ValueError, match="use_apex needs NVIDIA apex.*set use_apex to false"):
+        d2v_plugin.optim.adamw.D2vAdamW(config(use_apex=True), parameters())
