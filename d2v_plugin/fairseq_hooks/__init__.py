@@ -7,7 +7,7 @@ replaces those functions, nothing else, and is called by the tasks when fairseq 
 Each module here explains one replacement and why it is safe.
 """
 
-from d2v_plugin.fairseq_hooks import broadcast, edit_distance, errors, loading, saving
+from d2v_plugin.fairseq_hooks import broadcast, edit_distance, errors, fine_tuning, loading, resuming, saving
 
 _installed = False
 
@@ -20,6 +20,8 @@ def install() -> None:
     _installed = True
     saving.install()
     loading.install()
+    resuming.install()
+    fine_tuning.install()
     broadcast.install()
     edit_distance.install()
     errors.install()

@@ -18,6 +18,7 @@ from d2v_plugin.errors import UserError
 from d2v_plugin.fairseq_hooks import edit_distance, install
 
 YAML = ROOT / "examples" / "speech" / "base_librispeech.yaml"
+CTC = ROOT / "examples" / "speech" / "ctc_base_10m.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +127,44 @@ def test_damaged_last_checkpoint_stops_the_resume(tmp_path):
     last.write_bytes(last.read_bytes()[:-1000])
     with pytest.raises(UserError, match="is truncated"):
         train(scaled_down(YAML, data, out, optimization__max_update=4))
+
+
+def test_resuming_another_model_says_what_differs(tmp_path):
+    data, out = write_data(tmp_path), tmp_path / "out"
+    train(scaled_down(YAML, data, out))
+    with pytest.raises(UserError, match=r"is of another model \(.*32, 2, 19.*48, 3, 19.*another checkpoint\.save_dir"):
+        train(scaled_down(YAML, data, out, model__encoder_embed_dim=48))
+    with pytest.raises(UserError, match=r"is of another model \(.*layers\.2"):
+        train(scaled_down(YAML, data, out, model__encoder_layers=3))
+    with pytest.raises(UserError, match=r"another criterion or optimizer; add checkpoint\.reset_optimizer=true"):
+        train(scaled_down(YAML, data, out, optimizer___name="adam"))
+
+
+def test_restore_file_that_is_missing_is_not_a_fresh_start(tmp_path):
+    data, out = write_data(tmp_path), tmp_path / "out"
+    with pytest.raises(UserError, match=r"restore_file=gone\.pt does not exist"):
+        train(scaled_down(YAML, data, out, checkpoint__restore_file="gone.pt"))
+    assert not (out / "checkpoint_last.pt").exists()
+
+
+def test_fine_tuning_from_the_wrong_file_names_the_right_one(tmp_path):
+    data = write_data(tmp_path)
+    train(scaled_down(YAML, data, tmp_path / "pretrained"))
+    pretrained = tmp_path / "pretrained" / "checkpoint_last.pt"
+    train(scaled_down(CTC, data, tmp_path / "ctc", pretrained))
+
+    def refused(match, path=None, **more):
+        with pytest.raises(UserError, match=match):
+            train(scaled_down(CTC, data, tmp_path / "new", path, **more))
+
+    refused(r"model\.w2v_path is not set")
+    refused(r"no checkpoint at .*gone\.pt", tmp_path / "gone.pt")
+    refused(r"holds a wav2vec_ctc, which is not a pre-trained", tmp_path / "ctc" / "checkpoint_last.pt")
+    refused(r"task\.normalize=False differs .* set task\.normalize=True", pretrained, task__normalize=False)
+    state = read_checkpoint(pretrained)
+    state["cfg"]["model"]["_name"] = "something_else"
+    torch.save(state, tmp_path / "other.pt")
+    refused(r"a model called something_else", tmp_path / "other.pt")
 
 
 def _receive(rank: int, port: int, folder: str) -> None:
