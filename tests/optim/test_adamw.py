@@ -50,7 +50,7 @@ def test_takes_torchs_fused_kernel():
 
 def test_groups_keep_their_own_settings():
     a, b = parameters(2)
-    optimizer = D2vAdamW(config(use_apex=False), [{"params": [a], "weight_decay": 0.0}, {"params": [b]}])
+    optimizer = D2vAdamW(config(use_apex=False, lr=[0.01]), [{"params": [a], "weight_decay": 0.0}, {"params": [b]}])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.1]
     start = a.detach().clone(), b.detach().clone()
     a.grad, b.grad = torch.zeros_like(a), torch.zeros_like(b)
