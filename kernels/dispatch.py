@@ -7,6 +7,7 @@ it is imported, so it must stand in the environment before the process starts.
 
 import importlib.util
 import os
+from contextlib import nullcontext
 from functools import lru_cache
 
 import torch
@@ -29,3 +30,10 @@ def uses_triton(tensor: torch.Tensor) -> bool:
         return False
     # ROCm also calls its device "cuda"; Triton serves both, but only NVIDIA cards are compiled for in the tests.
     return tensor.is_cuda or (tensor.device.type == "cpu" and interpreter_requested())
+
+
+def device_guard(tensor: torch.Tensor):
+    """Context in which launches go to the tensor's device: Triton launches on the current one."""
+    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+        return torch.cuda.device(tensor.device)
+    return nullcontext()
