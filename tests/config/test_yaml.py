@@ -69,7 +69,8 @@ def test_header_says_how_on_what_and_what_to_expect(path):
 
 @every_file
 def test_no_absolute_path_and_no_code(path):
-    text = path.read_text()
+    # "/path/to" is how a comment says "yours".
+    text = path.read_text().replace("/path/to/", "")
     found = ABSOLUTE_PATH.search(text)
     assert found is None, f"{path}: {found.group().strip()}"
     for code in ("eval(", "${eval:", "${env:", "${oc.env:", "_target_:"):
