@@ -53,6 +53,9 @@ class Data2VecAudioConfig(Wav2Vec2Config):
     min_target_var: float = field(default=0.1, metadata={"help": "stop when the targets' std falls below this"})
     min_pred_var: float = field(default=0.01, metadata={"help": "stop when the predictions' std falls below this"})
     collapse_guard_updates: int = field(default=5000, metadata={"help": "no such stop up to this update"})
+    # Named in upstream's AudioSet recipe, in no published version of its code.
+    self_attn_norm_type: str = field(default="layer", metadata={"help": "layer, or deepnorm (arXiv:2203.00555)"})
+    final_norm_type: str = field(default="layer", metadata={"help": "the same value as self_attn_norm_type"})
     conv_init: str = field(
         default="random", metadata={"help": "random, or mel: the first convolution starts as a filterbank (16 kHz)"}
     )
@@ -91,6 +94,7 @@ class Data2VecAudioModel(BaseFairseqModel):
             conv_pos_groups=cfg.conv_pos_groups,
             pos_conv_depth=cfg.pos_conv_depth,
             checkpoint_activations=cfg.checkpoint_activations,
+            deepnorm=cfg.self_attn_norm_type == "deepnorm",
         )
         # The order of modules is that of upstream: optimiser state in a checkpoint goes by position.
         self.layer_norm = nn.LayerNorm(extractor_dim)
@@ -343,6 +347,11 @@ def _validate(cfg):
         )
     if str(cfg.layer_type) != "transformer":
         raise ValueError(f"layer_type {cfg.layer_type} is not part of data2vec; set it to transformer")
+    if (cfg.self_attn_norm_type, cfg.final_norm_type) not in (("layer", "layer"), ("deepnorm", "deepnorm")):
+        raise ValueError(
+            "self_attn_norm_type and final_norm_type must both be layer or both be deepnorm, "
+            f"got {cfg.self_attn_norm_type!r} and {cfg.final_norm_type!r}"
+        )
     if cfg.conv_init not in ("random", "mel"):
         raise ValueError(f"conv_init must be random or mel, got {cfg.conv_init!r}")
     for key in ("mask_length", "mask_channel_length"):

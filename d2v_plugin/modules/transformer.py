@@ -17,7 +17,18 @@ class TransformerBlock(nn.Module):
     State-dict keys as in fairseq's ``TransformerSentenceEncoderLayer``.
     """
 
-    def __init__(self, channels, ffn, heads, dropout, attention_dropout, activation_dropout, activation_fn, norm_first):
+    def __init__(
+        self,
+        channels,
+        ffn,
+        heads,
+        dropout,
+        attention_dropout,
+        activation_dropout,
+        activation_fn,
+        norm_first,
+        residual_scale=1.0,
+    ):
         super().__init__()
         self.self_attn = SelfAttention(channels, heads, attention_dropout)
         self.self_attn_layer_norm = nn.LayerNorm(channels)
@@ -26,7 +37,7 @@ class TransformerBlock(nn.Module):
         self.final_layer_norm = nn.LayerNorm(channels)
         self.dropout, self.activation_dropout = dropout, activation_dropout
         self.activation = activation(activation_fn)
-        self.norm_first = norm_first
+        self.norm_first, self.residual_scale = norm_first, residual_scale
 
     def forward(self, x, padding_mask=None):
         """(B, T, C) -> ``(x, ffn)``, both (B, T, C)."""
@@ -34,9 +45,12 @@ class TransformerBlock(nn.Module):
             x = x + self._drop(self.self_attn(self.self_attn_layer_norm(x), padding_mask))
             ffn = self._feed_forward(self.final_layer_norm(x))
             return x + self._drop(ffn), ffn
-        x = self.self_attn_layer_norm(x + self._drop(self.self_attn(x, padding_mask)))
+        x = self.self_attn_layer_norm(self._residual(x) + self._drop(self.self_attn(x, padding_mask)))
         ffn = self._feed_forward(x)
-        return self.final_layer_norm(x + self._drop(ffn)), ffn
+        return self.final_layer_norm(self._residual(x) + self._drop(ffn)), ffn
+
+    def _residual(self, x):
+        return x if self.residual_scale == 1 else x * self.residual_scale
 
     def _feed_forward(self, x):
         x = self.activation(self.fc1(x))
@@ -49,6 +63,8 @@ class TransformerBlock(nn.Module):
 class TransformerEncoder(nn.Module):
     """Positions, blocks, LayerDrop. Parameter names as in fairseq's wav2vec 2.0 encoder.
 
+    ``deepnorm`` multiplies residuals by ``(2 * depth) ** 0.25`` and starts the projections after them smaller
+    (Wang et al., DeepNet, arXiv:2203.00555, figure 2), as the paper's AudioSet model does.
     Unlike fairseq's, the sequence is not padded to an even length: attention ignored those frames anyway.
     """
 
@@ -69,12 +85,16 @@ class TransformerEncoder(nn.Module):
         conv_pos_groups=16,
         pos_conv_depth=1,
         checkpoint_activations=False,
+        deepnorm=False,
     ):
         super().__init__()
+        if deepnorm and norm_first:
+            raise ValueError("deepnorm is a post-norm scheme; set layer_norm_first to false")
+        scale = (2 * depth) ** 0.25 if deepnorm else 1.0
         self.pos_conv = conv_positions(channels, conv_pos, conv_pos_groups, pos_conv_depth)
         self.layers = nn.ModuleList(
             TransformerBlock(
-                channels, ffn, heads, dropout, attention_dropout, activation_dropout, activation_fn, norm_first
+                channels, ffn, heads, dropout, attention_dropout, activation_dropout, activation_fn, norm_first, scale
             )
             for _ in range(depth)
         )
@@ -83,6 +103,8 @@ class TransformerEncoder(nn.Module):
         self.checkpoint_activations = checkpoint_activations
         self._draws = DrawStream("layerdrop")
         self.apply(_init_bert)
+        if deepnorm:
+            _init_deepnorm(self.layers)
 
     def forward(self, x, padding_mask=None, layer=None):
         """(B, T, C) -> ``(x, layer_results)``; stops after block ``layer`` (0-based) and then skips the last norm."""
@@ -136,3 +158,12 @@ def _init_bert(module):
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
+
+
+def _init_deepnorm(layers):
+    gain = (8 * len(layers)) ** -0.25
+    for block in layers:
+        for linear in (block.fc1, block.fc2, block.self_attn.v_proj, block.self_attn.out_proj):
+            nn.init.xavier_normal_(linear.weight, gain=gain)
+        for linear in (block.self_attn.q_proj, block.self_attn.k_proj):
+            nn.init.xavier_normal_(linear.weight)

@@ -140,6 +140,33 @@ def test_a_whole_model_teacher_averages_k_layers():
     assert seen == [1]
 
 
+def test_deepnorm_scales_residuals_and_starts():
+    deep = {"self_attn_norm_type": "deepnorm", "final_norm_type": "deepnorm"}
+    model = make(**deep).eval()
+    block, x = model.encoder.layers[1], torch.randn(2, 7, 16)
+    scale = (2 * 3) ** 0.25
+    y = block.self_attn_layer_norm(scale * x + block.self_attn(x))
+    expected = block.final_layer_norm(scale * y + block.fc2(torch.nn.functional.gelu(block.fc1(y))))
+    torch.testing.assert_close(block(x)[0], expected)
+    wide = make(**deep, encoder_embed_dim=256, encoder_ffn_embed_dim=256).encoder.layers[0]
+    assert float(wide.fc1.weight.detach().std()) == pytest.approx((8 * 3) ** -0.25 / 16, rel=0.05)
+    with pytest.raises(ValueError, match="set layer_norm_first to false"):
+        make(**deep, layer_norm_first=True)
+
+
+def test_a_mel_start_hears_frequencies_in_order():
+    """Each filter of the first convolution answers most to a tone near its own place on the mel scale."""
+    model = make(conv_init="mel", conv_feature_layers="[(64, 256, 40)] + [(64, 4, 2)] * 3")
+    conv = model.feature_extractor.conv_layers[0][0]
+    time = torch.arange(4000) / 16000
+    loudest = []
+    for hz in (200, 500, 1000, 2000, 3500):
+        power = conv(torch.sin(2 * torch.pi * hz * time)[None, None]).square().mean(-1)[0]
+        loudest.append(int((power[:32] + power[32:]).argmax()))
+    assert loudest == sorted(set(loudest))
+    assert model(torch.randn(2, 16000))["losses"]["regression"].isfinite()
+
+
 # -- the teacher and the update number ---------------------------------------------------------------
 
 
@@ -310,6 +337,8 @@ def test_a_collapsed_student_stops_the_run():
         ({"extractor_mode": "batch_norm"}, "extractor_mode must be one of default, layer_norm"),
         ({"activation_fn": "mish"}, "activation_fn must be one of"),
         ({"encoder_attention_heads": 5}, "not a multiple of encoder_attention_heads 5"),
+        ({"final_norm_type": "deepnorm"}, "both be layer or both be deepnorm, got 'layer' and 'deepnorm'"),
+        ({"conv_init": "gabor"}, "conv_init must be random or mel"),
         ({"mask_length": 0}, "mask_length must be at least 1"),
         ({"mask_prob": 1.5}, "mask_prob must lie between 0 and 1"),
     ],
