@@ -48,6 +48,11 @@ def style_axis(axis, xlabel: str, ylabel: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def _from_zero(axis) -> None:
+    """Start the vertical axis at 0 and leave room above the highest curve."""
+    axis.set_ylim(0, 1.06 * max((float(max(line.get_ydata())) for line in axis.lines), default=1.0) or 1.0)
+
+
 def save(figure, path: Path) -> Path:
     """Write the picture, close it, and hand its path back."""
     from matplotlib import pyplot
@@ -132,7 +137,7 @@ def plot_variance(runs: Sequence[Run], out: Path) -> Path:
     for axis, (keys, title, label) in zip(axes[0], panels, strict=True):
         _curves(axis, runs, keys)
         style_axis(axis, "update", label)
-        axis.set_ylim(bottom=0)
+        _from_zero(axis)
         axis.set_title(title, loc="left")
     return save(figure, out / "variance.png")
 
@@ -161,7 +166,7 @@ def plot_error_rates(runs: Sequence[Run], out: Path) -> Path:
     figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
     _curves(axis, runs, ERROR_RATES, "valid")
     style_axis(axis, "update", "error rate on validation (%)")
-    axis.set_ylim(bottom=0)
+    _from_zero(axis)
     axis.set_title("Greedy decoding during fine-tuning", loc="left")
     return save(figure, out / "error_rate.png")
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from d2v_plugin.errors import UserError
+
 # relative to the mean eigenvalue of the feature covariance, so the grid means the same at any scale and width
 # (1e-6: plain least squares; 1e4: the features are as good as ignored)
 PENALTIES = tuple(10.0**k for k in range(-6, 5))
@@ -48,12 +50,12 @@ def fit_ridge(
         y: (N, outputs) targets.
         groups: (N,) integers; rows of one group stay on one side of every split.
     Raises:
-        ValueError: fewer groups than folds.
+        UserError: fewer groups than folds.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     names, member = np.unique(groups, return_inverse=True)
     if len(names) < folds:
-        raise ValueError(
+        raise UserError(
             f"need at least {folds} utterances to choose the penalty, got {len(names)}; use a longer manifest"
         )
     x_mean, y_mean, x_scale = x.mean(0), y.mean(0), x.std(0)
@@ -82,5 +84,5 @@ def r2_score(y: np.ndarray, predicted: np.ndarray, baseline: np.ndarray | None =
     total = np.square(y - (y.mean(0) if baseline is None else baseline)).sum(0)
     varies = total > 1e-12
     if not varies.any():
-        raise ValueError("the targets do not vary, so there is nothing to explain; use more varied recordings")
+        raise UserError("the targets do not vary, so there is nothing to explain; use more varied recordings")
     return float((1.0 - residual[varies] / total[varies]).mean())

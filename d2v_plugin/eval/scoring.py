@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from d2v_plugin.errors import UserError
+
 
 @dataclass(frozen=True)
 class ErrorRate:
@@ -58,7 +60,8 @@ def score(references: Sequence[str], hypotheses: Sequence[str]) -> Scores:
     reference is empty adds its whole hypothesis as insertions.
 
     Raises:
-        ValueError: nothing to score, different counts, or references that are all empty.
+        ValueError: nothing to score or different counts.
+        UserError: the references are all empty.
     """
     import jiwer
 
@@ -68,7 +71,7 @@ def score(references: Sequence[str], hypotheses: Sequence[str]) -> Scores:
             f"and {len(hypotheses)} hypotheses"
         )
     if not any(reference.strip() for reference in references):
-        raise ValueError(f"all {len(references)} references are empty; check the label file")
+        raise UserError(f"all {len(references)} references are empty; check the label file")
     return Scores(
         words=_rate(jiwer.process_words(list(references), list(hypotheses))),
         characters=_rate(jiwer.process_characters(list(references), list(hypotheses))),

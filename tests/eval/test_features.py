@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_speech import write_ctc, write_pretrained
+from tiny_speech import write_ctc, write_pretrained, write_wav2vec2
 
 from d2v_plugin.cli.main import main
 from d2v_plugin.errors import UserError
@@ -50,6 +50,15 @@ def test_layer_numbering(corpus, pretrained):
             torch.testing.assert_close(x[0], found[number], atol=1e-5, rtol=1e-5)
         # layer 0 alone computes one block and gives the same numbers
         torch.testing.assert_close(collect(loaded, corpus.manifest, [0], 0.0)[4][0], found[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_wav2vec2_is_read_too(tmp_path, corpus):
+    loaded = load_model(write_wav2vec2(tmp_path / "w.pt"))
+    batched, single = (collect(loaded, corpus.manifest, [0, 2], seconds) for seconds in (60.0, 0.0))
+    for index in batched:
+        for layer in (0, 2):
+            torch.testing.assert_close(batched[index][layer], single[index][layer], atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["pretrained", "ctc"])

@@ -118,6 +118,22 @@ def write_pretrained(path: Path, mode: str = "layer_norm", norm_first: bool = Fa
     return path
 
 
+def write_wav2vec2(path: Path) -> Path:
+    """A checkpoint of fairseq's own wav2vec 2.0, whose encoder works time-major and pads to an even length."""
+    from fairseq import models
+    from fairseq.models.wav2vec import Wav2Vec2Config
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.to_container(OmegaConf.structured(Wav2Vec2Config), resolve=False, enum_to_str=True)
+    cfg |= {"_name": "wav2vec2", "conv_feature_layers": CONVOLUTIONS, "extractor_mode": "layer_norm"}
+    cfg |= {"encoder_layers": 2, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64, "encoder_attention_heads": 2}
+    cfg |= {"conv_pos": 8, "conv_pos_groups": 4, "final_dim": 16, "latent_dim": 16}
+    model = models.build_model(OmegaConf.create(cfg), None, from_checkpoint=True)
+    task = {"_name": "audio_pretraining", "data": "/not/on/this/machine", "sample_rate": SAMPLE_RATE, "normalize": True}
+    torch.save({"cfg": {"model": cfg, "task": task}, "model": model.state_dict()}, path)
+    return path
+
+
 def write_ctc(path: Path, dictionary: Path, mode: str = "layer_norm", store_dictionary: bool = True) -> Path:
     """A ``wav2vec_ctc`` checkpoint; its weights are random, so what it decodes is noise but not nothing."""
     from fairseq import models
