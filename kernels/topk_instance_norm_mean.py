@@ -35,8 +35,8 @@ def topk_instance_norm_mean(
         layer_norm: what each layer is normalised over: "instance" time (audio), "layer" channels (text), "none".
             Neither has weights; variances are biased and computed in fp32 in two passes.
         final_norm: the same for the mean.
-        rows: (M,) int64 flat indices b * T + t of the frames to return, in any order. No host read. A row outside
-            [0, B * T) is undefined behaviour, since checking it would wait for the device.
+        rows: (M,) int64 flat indices b * T + t of the frames to return, in any order, each at most once. No host read.
+            A repeated row, or one outside [0, B * T), is undefined behaviour: checking would wait for the device.
         mask_indices: (B, T) bool instead of rows, True = masked. Counting it is one host read of a device tensor: on
             the training path make rows on the host, where the mask was drawn.
         lengths: (B,) integers. Time statistics see only the first lengths[b] frames, and frames after them come out

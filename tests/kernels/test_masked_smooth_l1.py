@@ -28,10 +28,11 @@ def check(pred, targets, device, function=masked_smooth_l1, **options):
     on_device = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     # copy_ into the same strides: .to() would compact a slice
     moved = torch.empty_strided(pred.shape, pred.stride(), dtype=pred.dtype, device=device).copy_(pred)
-    kernel = run(function, moved, targets.to(device), **on_device)
-    options.pop("save_grad", None)
-    eager = run(reference.masked_smooth_l1, pred, targets, **options)
-    oracle = run(reference.masked_smooth_l1, pred.double(), targets.double(), **options)
+    targets = targets.to(device)
+    kernel = run(function, moved, targets, **on_device)
+    on_device.pop("save_grad", None)
+    eager = run(reference.masked_smooth_l1, moved, targets, **on_device)
+    oracle = run(reference.masked_smooth_l1, moved.double(), targets.double(), **on_device)
     assert kernel[0].dtype == torch.float32 and kernel[0].dim() == 0
     assert kernel[-1].dtype == pred.dtype
     for k, e, o in zip(kernel, eager, oracle, strict=True):

@@ -34,11 +34,11 @@ def check(layers, device, **options):
         moved.append(y.copy_(x))
     kernel = topk_instance_norm_mean(moved, **on_device)
     assert kernel.dtype == torch.float32 and not kernel.requires_grad and kernel.is_contiguous()
-    eager_options = dict(options)
+    eager_options = on_device
     if "mask_indices" in eager_options:
         eager_options["rows"] = eager_options.pop("mask_indices").reshape(-1).nonzero().squeeze(1)
-    eager = reference.topk_instance_norm_mean(layers, **eager_options)
-    oracle = reference.topk_instance_norm_mean([x.double() for x in layers], **eager_options)
+    eager = reference.topk_instance_norm_mean(moved, **eager_options)
+    oracle = reference.topk_instance_norm_mean([x.double() for x in moved], **eager_options)
     assert_as_accurate_as_eager(kernel, eager, oracle)
     return kernel.cpu()
 
