@@ -8,6 +8,7 @@ from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 
+from d2v_plugin.errors import UserError
 from d2v_plugin.method.collapse import check_finite
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class D2vRegressionCriterion(FairseqCriterion):
         if not self.loss_weights:
             return 1.0
         if name not in self.loss_weights:
-            raise ValueError(f"criterion.loss_weights has no weight for the loss {name!r}; add it (0 switches it off)")
+            raise UserError(f"criterion.loss_weights has no weight for the loss {name!r}; add it (0 switches it off)")
         return self.loss_weights[name]
 
     @staticmethod

@@ -8,8 +8,10 @@ import math
 
 import torch
 
+from d2v_plugin.errors import UserError
 
-class CollapseError(Exception):
+
+class CollapseError(UserError):
     """The run has collapsed or diverged. fairseq writes ``crash.pt`` before it passes this on."""
 
 

@@ -4,6 +4,8 @@ import copy
 
 import torch
 
+from d2v_plugin.errors import UserError
+
 
 def annealed_decay(start, end, update, anneal_updates):
     """Decay at ``update``: linear from ``start`` to ``end`` over ``anneal_updates``, then ``end``.
@@ -79,17 +81,17 @@ class EMATeacher:
         """Restore what ``state_dict`` returned.
 
         Raises:
-            ValueError: a weight is missing, unknown, or of another shape.
+            UserError: a weight is missing, unknown, or of another shape.
         """
         missing, unknown = sorted(self.fp32.keys() - state.keys()), sorted(state.keys() - self.fp32.keys())
         if missing or unknown:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint's teacher does not fit this model: missing {missing[:3]}, unknown {unknown[:3]}; "
                 "check ema_transformer_only, ema_layers_only and the model's sizes against the checkpoint's"
             )
         for name, value in state.items():
             if value.shape != self.fp32[name].shape:
-                raise ValueError(
+                raise UserError(
                     f"teacher weight {name} is {tuple(value.shape)} in the checkpoint and "
                     f"{tuple(self.fp32[name].shape)} in this model; use the sizes of the checkpoint"
                 )

@@ -8,6 +8,8 @@ there (``uniform`` lengths and ``no_overlap`` call functions NumPy has dropped);
 
 import torch
 
+from d2v_plugin.errors import UserError
+
 SELECTIONS = ("static", "uniform", "normal", "poisson")
 
 
@@ -41,10 +43,10 @@ def span_mask(
         mask_dropout: share of the masked frames unmasked again.
         generator: CPU ``torch.Generator``.
     Raises:
-        ValueError: a span longer than a row allows, an unknown ``selection``, or a row that would be masked whole.
+        UserError: a span longer than a row allows, an unknown ``selection``, or a row that would be masked whole.
     """
     if selection not in SELECTIONS:
-        raise ValueError(f"mask_selection must be one of {', '.join(SELECTIONS)}, got {selection!r}")
+        raise UserError(f"mask_selection must be one of {', '.join(SELECTIONS)}, got {selection!r}")
     lengths = torch.as_tensor(lengths, dtype=torch.long)
     B = lengths.numel()
     count = (prob * lengths / span + torch.rand(B, generator=generator)).long().clamp_(min=min_masks)
@@ -66,7 +68,7 @@ def span_mask(
 
     blind = (count >= lengths) | (mask.sum(1) >= lengths)
     if bool(blind.any()):
-        raise ValueError(
+        raise UserError(
             f"mask_prob {prob} with mask_length {span} leaves nothing to see in a sample of "
             f"{int(lengths[blind][0])} frames: lower one of them, or raise task.min_sample_size"
         )

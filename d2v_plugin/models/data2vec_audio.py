@@ -10,6 +10,7 @@ from fairseq.models import BaseFairseqModel, register_model
 from fairseq.models.wav2vec import Wav2Vec2Config
 from omegaconf import II
 
+from d2v_plugin.errors import UserError
 from d2v_plugin.method.collapse import CollapseWatch
 from d2v_plugin.method.ema import EMATeacher, annealed_decay
 from d2v_plugin.method.masking import span_mask
@@ -154,6 +155,17 @@ class Data2VecAudioModel(BaseFairseqModel):
             state[prefix + "_ema"] = self.ema.state_dict()
         return state
 
+    def load_state_dict(self, state_dict, strict=True, **kwargs):
+        """fairseq's, with a line for people where the weights are those of another model."""
+        try:
+            return super().load_state_dict(state_dict, strict=strict, **kwargs)
+        except RuntimeError as error:
+            details = [line.strip() for line in str(error).splitlines()[1:]]
+            raise UserError(
+                "the checkpoint's weights do not fit this data2vec_audio model; use the model settings it was trained "
+                f"with, or another checkpoint. {' '.join(details)[:300]}"
+            ) from error
+
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         teacher = state_dict.pop(prefix + "_ema", None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -165,7 +177,7 @@ class Data2VecAudioModel(BaseFairseqModel):
             # student; saying so makes the first batch after resuming catch up, as without the interruption.
             self.ema.updates = self.num_updates - 1
         elif self.ema is not None:
-            raise ValueError(
+            raise UserError(
                 "the checkpoint holds no teacher (_ema): it was fine-tuned or exported; "
                 "to continue pre-training from such weights start a new run from them instead of resuming"
             )
@@ -291,7 +303,7 @@ class Data2VecAudioModel(BaseFairseqModel):
         if features_only:
             return {"x": x, "padding_mask": frame_padding, "layer_results": layer_results}
         if rows is None:
-            raise ValueError("pre-training needs masked frames: set model.mask_prob above 0 and call with mask=True")
+            raise UserError("pre-training needs masked frames: set model.mask_prob above 0 and call with mask=True")
 
         targets = self._targets(teacher_input, frame_padding, source, padding_mask, source_lengths, rows)
         pred = self.final_proj(x.flatten(0, 1).index_select(0, rows))
@@ -341,22 +353,22 @@ class Data2VecAudioModel(BaseFairseqModel):
 
 def _validate(cfg):
     if not 1 <= cfg.average_top_k_layers <= cfg.encoder_layers:
-        raise ValueError(
+        raise UserError(
             f"average_top_k_layers {cfg.average_top_k_layers} must lie between 1 and encoder_layers, "
             f"which is {cfg.encoder_layers}"
         )
     if str(cfg.layer_type) != "transformer":
-        raise ValueError(f"layer_type {cfg.layer_type} is not part of data2vec; set it to transformer")
+        raise UserError(f"layer_type {cfg.layer_type} is not part of data2vec; set it to transformer")
     if (cfg.self_attn_norm_type, cfg.final_norm_type) not in (("layer", "layer"), ("deepnorm", "deepnorm")):
-        raise ValueError(
+        raise UserError(
             "self_attn_norm_type and final_norm_type must both be layer or both be deepnorm, "
             f"got {cfg.self_attn_norm_type!r} and {cfg.final_norm_type!r}"
         )
     if cfg.conv_init not in ("random", "mel"):
-        raise ValueError(f"conv_init must be random or mel, got {cfg.conv_init!r}")
+        raise UserError(f"conv_init must be random or mel, got {cfg.conv_init!r}")
     for key in ("mask_length", "mask_channel_length"):
         if getattr(cfg, key) < 1:
-            raise ValueError(f"{key} must be at least 1, got {getattr(cfg, key)}")
+            raise UserError(f"{key} must be at least 1, got {getattr(cfg, key)}")
     for key in ("mask_prob", "mask_channel_prob"):
         if not 0 <= getattr(cfg, key) <= 1:
-            raise ValueError(f"{key} must lie between 0 and 1, got {getattr(cfg, key)}")
+            raise UserError(f"{key} must lie between 0 and 1, got {getattr(cfg, key)}")

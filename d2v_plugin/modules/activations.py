@@ -5,6 +5,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from d2v_plugin.errors import UserError
+
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_fast": partial(F.gelu, approximate="tanh"),
@@ -17,7 +19,7 @@ ACTIVATIONS = {
 
 
 def activation(name):
-    """Raises ``ValueError`` for a name fairseq does not have."""
+    """Raises ``UserError`` for a name fairseq does not have."""
     if name not in ACTIVATIONS:
-        raise ValueError(f"activation_fn must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+        raise UserError(f"activation_fn must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]

@@ -3,6 +3,8 @@
 import torch.nn as nn
 import torch.nn.functional as F
 
+from d2v_plugin.errors import UserError
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention through ``scaled_dot_product_attention``, which picks the fastest kernel there is.
@@ -17,7 +19,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels, heads, dropout=0.0):
         super().__init__()
         if channels % heads:
-            raise ValueError(f"encoder_embed_dim {channels} is not a multiple of encoder_attention_heads {heads}")
+            raise UserError(f"encoder_embed_dim {channels} is not a multiple of encoder_attention_heads {heads}")
         self.heads, self.dropout = heads, dropout
         self.k_proj = nn.Linear(channels, channels)
         self.v_proj = nn.Linear(channels, channels)

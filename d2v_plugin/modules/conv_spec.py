@@ -5,6 +5,8 @@ import math
 
 import torch
 
+from d2v_plugin.errors import UserError
+
 EXAMPLE = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2"
 
 
@@ -16,14 +18,14 @@ class ConvSpec(tuple):
         """Reads lists of integer triples joined by ``+`` and repeated by ``*``.
 
         Raises:
-            ValueError: anything else, a number below 1, or no layer at all.
+            UserError: anything else, a number below 1, or no layer at all.
         """
         try:
             layers = _value(ast.parse(str(text).strip(), mode="eval").body)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             layers = None
         if not isinstance(layers, list) or not layers or not all(_is_layer(layer) for layer in layers):
-            raise ValueError(
+            raise UserError(
                 f"conv_feature_layers must list (dim, kernel, stride) triples like {EXAMPLE!r}, got {str(text)[:80]!r}"
             )
         return cls(layers)

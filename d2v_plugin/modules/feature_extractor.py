@@ -2,6 +2,7 @@
 
 import torch.nn as nn
 
+from d2v_plugin.errors import UserError
 from d2v_plugin.modules.norms import Fp32GroupNorm, Fp32LayerNorm, TransposeLast
 
 EXTRACTOR_MODES = ("default", "layer_norm")
@@ -21,7 +22,7 @@ class ConvFeatureExtractor(nn.Module):
     def __init__(self, spec, mode="default", bias=False, dropout=0.0):
         super().__init__()
         if mode not in EXTRACTOR_MODES:
-            raise ValueError(f"extractor_mode must be one of {', '.join(EXTRACTOR_MODES)}, got {mode!r}")
+            raise UserError(f"extractor_mode must be one of {', '.join(EXTRACTOR_MODES)}, got {mode!r}")
         self.spec = spec
         channels = [1] + [dim for dim, _, _ in spec]
         self.conv_layers = nn.ModuleList(
@@ -33,10 +34,10 @@ class ConvFeatureExtractor(nn.Module):
         """(B, samples) -> (B, C, T).
 
         Raises:
-            ValueError: fewer samples than one frame sees.
+            UserError: fewer samples than one frame sees.
         """
         if source.shape[-1] < self.spec.receptive_field:
-            raise ValueError(
+            raise UserError(
                 f"a sample of {source.shape[-1]} samples is shorter than the {self.spec.receptive_field} that one "
                 "frame needs; raise task.min_sample_size or drop the recording"
             )

@@ -5,6 +5,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from d2v_plugin.errors import UserError
 from d2v_plugin.modules.activations import activation
 from d2v_plugin.modules.attention import SelfAttention
 from d2v_plugin.modules.positions import conv_positions
@@ -89,7 +90,7 @@ class TransformerEncoder(nn.Module):
     ):
         super().__init__()
         if deepnorm and norm_first:
-            raise ValueError("deepnorm is a post-norm scheme; set layer_norm_first to false")
+            raise UserError("deepnorm is a post-norm scheme; set layer_norm_first to false")
         scale = (2 * depth) ** 0.25 if deepnorm else 1.0
         self.pos_conv = conv_positions(channels, conv_pos, conv_pos_groups, pos_conv_depth)
         self.layers = nn.ModuleList(

@@ -10,6 +10,8 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II, OmegaConf
 
+from d2v_plugin.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 
@@ -64,14 +66,14 @@ def parse_betas(value):
     """Two numbers in [0, 1) from a list, a tuple or the text ``(0.9, 0.98)``; read as data.
 
     Raises:
-        ValueError: anything else.
+        UserError: anything else.
     """
     try:
         betas = tuple(float(b) for b in (ast.literal_eval(value) if isinstance(value, str) else value))
     except (ValueError, SyntaxError, TypeError):
         betas = ()
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
-        raise ValueError(f"optimizer.adam_betas must be two numbers in [0, 1) such as [0.9, 0.98], got {value!r}")
+        raise UserError(f"optimizer.adam_betas must be two numbers in [0, 1) such as [0.9, 0.98], got {value!r}")
     return betas
 
 
@@ -79,7 +81,7 @@ def _apex_fused_adam():
     try:
         from apex.optimizers import FusedAdam
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "optimizer.use_apex needs NVIDIA apex built from its repository (the PyPI package named apex is another "
             "one); install it or set use_apex to false for torch's fused AdamW"
         ) from error

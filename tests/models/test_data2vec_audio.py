@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from d2v_plugin.criterions.d2v_regression import D2vRegressionCriterion
+from d2v_plugin.errors import UserError
 from d2v_plugin.method.collapse import CollapseError
 from d2v_plugin.models.data2vec_audio import Data2VecAudioConfig, Data2VecAudioModel
 
@@ -233,6 +234,15 @@ def test_the_first_batch_after_resuming_moves_the_teacher_once():
             model.set_num_updates(2)
     assert torch.equal(teacher(resumed), teacher(trained))
     assert not torch.equal(teacher(resumed), torch.cat([v.flatten() for v in saved["_ema"].values()]))
+
+
+def test_weights_of_another_model_are_named():
+    with pytest.raises(UserError, match="teacher weight .* in the checkpoint and .* use the sizes of the checkpoint"):
+        make().load_state_dict(make(encoder_embed_dim=32).state_dict())
+    with pytest.raises(UserError, match="do not fit this data2vec_audio model; use the model settings.*size mismatch"):
+        make().load_state_dict(make(conv_feature_layers="[(16, 10, 5)] + [(8, 3, 2)] * 3").state_dict())
+    with pytest.raises(UserError, match="do not fit this.*Missing key"):
+        make().load_state_dict({"decoder.weight": torch.zeros(1)})
 
 
 def test_resuming_from_weights_without_a_teacher_says_what_to_do():
