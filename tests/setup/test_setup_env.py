@@ -151,6 +151,8 @@ def test_first_run_installs_in_order_and_the_second_does_nothing(machine):
     assert tools.startswith("install --upgrade pip setuptools wheel cython numpy")
     assert fairseq.startswith("install --no-build-isolation fairseq-fixed==0.12.3.1")
     assert package.startswith("install --no-build-isolation -e .[dev]")
+    assert package.endswith(" -c .venv/constraints.txt")
+    assert (machine.project / ".venv" / "constraints.txt").read_text() == "triton<3.8\n"
     assert "versions" in done.stdout
 
     again = machine.run()
@@ -209,7 +211,10 @@ def test_gpu_takes_the_cuda_build_and_replaces_a_cpu_build(machine):
     machine.pip_calls()
     machine.add("nvidia-smi")
     machine.run(TORCH_INDEX="https://index.example/cpu")
-    assert machine.pip_calls()[:2] == ["uninstall -y torch", "install torch==2.13.0"]
+    calls = machine.pip_calls()
+    assert calls[:2] == ["uninstall -y torch", "install torch==2.13.0"]
+    # The CUDA build names its own Triton.
+    assert "constraints" not in calls[-1]
     assert "up to date" in machine.run().stdout
     # nvidia-smi without a driver is no GPU, and the CUDA build serves without one, too.
     machine.add("nvidia-smi", "#!/bin/sh\nexit 9\n")
