@@ -64,6 +64,7 @@ def names_from_environment() -> frozenset[str]:
 
 def is_allowed(name: str, extra: frozenset[str]) -> bool:
     """Whether a checkpoint may name ``name`` ("package.module.Class"); ``extra`` are names the user added."""
+    name = _usual(name)
     kinds = {f"numpy.dtypes.{kind.__name__}" for kind in number_types()}
     return name in ALLOWED_NAMES or name in extra or name in kinds
 
@@ -80,8 +81,13 @@ def resolve(name: str) -> object:
     Raises:
         ImportError: its module, or the name in it, does not exist here.
     """
-    module_name, _, attribute = name.rpartition(".")
+    module_name, _, attribute = _usual(name).rpartition(".")
     module = importlib.import_module(module_name)
     if not hasattr(module, attribute):
         raise ImportError(f"{module_name} has no {attribute}")
     return getattr(module, attribute)
+
+
+def _usual(name: str) -> str:
+    """The name that every Python knows; 3.13 writes ``pathlib._local`` into files for what is ``pathlib`` elsewhere."""
+    return name.replace("pathlib._local.", "pathlib.", 1) if name.startswith("pathlib._local.") else name

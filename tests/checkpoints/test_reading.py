@@ -185,6 +185,14 @@ def test_array_of_objects_is_refused(tmp_path):
         read_checkpoint(tmp_path / "x.pt")
 
 
+def test_paths_written_by_another_python_are_known():
+    from d2v_plugin.checkpoints.allowed import is_allowed, resolve
+
+    assert is_allowed("pathlib._local.PosixPath", frozenset())
+    assert resolve("pathlib._local.PosixPath") is resolve("pathlib.PosixPath")
+    assert not is_allowed("pathlib._local.os", frozenset())
+
+
 def test_every_allowed_name_exists():
     from d2v_plugin.checkpoints.allowed import ALLOWED_NAMES, resolve
 
