@@ -73,8 +73,8 @@ def _resident_fwd_kernel(
     x13_ptr, x14_ptr, x15_ptr,
     out_ptr, inverse_ptr, lengths_ptr, stride_xb, stride_xt, T, C, share, eps,
     K: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_LENGTHS: tl.constexpr, ADD: tl.constexpr,
-    FINAL_INSTANCE: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
-    STAGES: tl.constexpr,
+    FINAL_INSTANCE: tl.constexpr, EVEN_C: tl.constexpr, WIDE: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(1).to(tl.int64)
     t = tl.arange(0, BLOCK_T)[:, None]
@@ -84,7 +84,8 @@ def _resident_fwd_kernel(
     valid = t < frames
     if not EVEN_C:
         valid = valid & (c < C)
-    offsets = t.to(tl.int64) * stride_xt + c
+    # within a sample 32 bits nearly always do, and registers are what this kernel is short of
+    offsets = (t.to(tl.int64) if WIDE else t) * stride_xt + c
     acc = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
     # A real loop: unrolled, the addresses of all layers are live at once and spill. Its loads run STAGES - 1 layers
     # ahead through shared memory, so that memory keeps working while a layer is reduced.
@@ -248,11 +249,15 @@ def resident_config(layers: int, frames: int, channels: int, itemsize: int) -> d
     elements = 16384 if block_t > 256 else 8192
     block_c = min(128, elements // block_t)
     num_warps = max(4, block_t * block_c // 1024)
-    if channels % block_c or layers == 1:
-        # A mask over channels needs registers of its own. A single layer has no running sum, and ptxas then aims at two
-        # programs a multiprocessor.
+    stages = 3 if itemsize == 2 else 2
+    if layers == 1:
+        # without a loop ptxas aims at two programs a multiprocessor, and half the registers
         block_c //= 2
-    return {"BLOCK_T": block_t, "BLOCK_C": block_c, "num_warps": num_warps, "STAGES": 3 if itemsize == 2 else 2}
+    if channels % block_c:
+        # masks over channels take registers, and odd rows are too unaligned to run ahead in 16-byte copies
+        block_c //= 2
+        stages = 1
+    return {"BLOCK_T": block_t, "BLOCK_C": block_c, "num_warps": num_warps, "STAGES": stages}
 
 
 STATISTICS_CONFIG = {"BLOCK_T": 128, "BLOCK_C": 64, "num_warps": 8}
@@ -320,6 +325,11 @@ def _inverse(rows: Tensor, frames: int) -> Tensor:
     return inverse.scatter_(0, rows, torch.arange(rows.numel(), dtype=torch.int32, device=rows.device))
 
 
+def _is_wide(x: Tensor, block_t: int) -> bool:
+    """True when offsets within one sample's tile pass 32 bits; masked frames beyond T are counted in."""
+    return block_t * x.stride(1) + x.size(2) >= 2**31
+
+
 def _launch_resident(layers, out, inverse, lengths, eps, final_instance) -> None:
     B, T, C = layers[0].shape
     config = resident_config(len(layers), T, C, layers[0].element_size())
@@ -329,7 +339,8 @@ def _launch_resident(layers, out, inverse, lengths, eps, final_instance) -> None
         _resident_fwd_kernel[grid](
             *_pointers(group), out, inverse, lengths, *group[0].stride()[:2], T, C, 1.0 / len(layers), eps,
             K=len(group), HAS_ROWS=inverse is not None, HAS_LENGTHS=lengths is not None, ADD=i > 0,
-            FINAL_INSTANCE=final_instance and i == len(groups) - 1, EVEN_C=C % config["BLOCK_C"] == 0, **config,
+            FINAL_INSTANCE=final_instance and i == len(groups) - 1, EVEN_C=C % config["BLOCK_C"] == 0,
+            WIDE=_is_wide(group[0], config["BLOCK_T"]), **config,
         )  # fmt: skip
 
 

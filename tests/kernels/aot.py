@@ -28,25 +28,33 @@ def compile_kernel(kernel, arguments: dict, arch: int, num_warps: int, num_stage
     allocator gives), to "i32*16" for integers divisible by 16, to "i32" or "fp32", or to the value of a constexpr.
     None stands for an argument that was passed as None.
     """
-    constants = {}
-    signature = {}
-    aligned = []
-    for i, (name, parameter) in enumerate(inspect.signature(kernel.fn).parameters.items()):
-        value = arguments[name]
-        if "constexpr" in str(parameter.annotation) or value is None:
-            constants[(i,)] = value
-            signature[name] = "constexpr"
-            continue
-        signature[name] = value.removesuffix("*16")
-        if value.endswith("*16") or value.startswith("*"):
-            aligned.append(i)
-    source = ASTSource(
-        fn=kernel, signature=signature, constexprs=constants, attrs={(i,): [["tt.divisibility", 16]] for i in aligned}
-    )
+    names = list(inspect.signature(kernel.fn).parameters)
+    annotations = {n: str(p.annotation) for n, p in inspect.signature(kernel.fn).parameters.items()}
+    constants = {n: arguments[n] for n in names if "constexpr" in annotations[n] or arguments[n] is None}
+    types = {n: arguments[n] for n in names if n not in constants}
+    aligned = [i for i, n in enumerate(names) if n in types and (types[n][0] == "*" or types[n].endswith("*16"))]
+    signature = {n: types[n].removesuffix("*16") if n in types else "constexpr" for n in names}
+    source = _source(kernel, names, signature, constants, aligned)
     options = {"num_warps": num_warps, "num_stages": num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, spills = _assemble(compiled.asm["ptx"], arch)
     return Resources(registers, spills, compiled.metadata.shared, 32 * num_warps)
+
+
+def _source(kernel, names: list[str], signature: dict, constants: dict, aligned: list[int]) -> ASTSource:
+    if "constexprs" in inspect.signature(ASTSource.__init__).parameters:
+        attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+        indexed = {(names.index(n),): value for n, value in constants.items()}
+        return ASTSource(fn=kernel, signature=signature, constexprs=indexed, attrs=attributes)
+    # Triton 3.2, which torch 2.6 brings
+    from triton.backends.compiler import AttrsDescriptor
+
+    properties = {"tt.divisibility": aligned, "tt.equal_to": []}
+    attributes = AttrsDescriptor.from_dict({"arg_properties": properties, "cls": "AttrsDescriptor"})
+    # an argument that is None keeps a place in the signature there, a constexpr does not
+    typed = {n: t for n, t in signature.items() if t != "constexpr"}
+    typed |= {n: "*i8" for n, value in constants.items() if value is None}
+    return ASTSource(fn=kernel, signature=typed, constants=constants, attrs=attributes)
 
 
 def _assemble(ptx: str, arch: int) -> tuple[int, int]:

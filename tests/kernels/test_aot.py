@@ -36,6 +36,7 @@ def resident(dtype, K, T, channels, masked=True, **rest):
     arguments = layer_arguments(
         dtype, inverse_ptr="*i32" if masked else None, K=K, HAS_ROWS=masked, FINAL_INSTANCE=False,
         EVEN_C=channels % 128 == 0,
+        WIDE=False,
     )
     return {**arguments, **rest}, topk.resident_config(K, T, channels, ITEMSIZE[dtype])
 
@@ -59,6 +60,7 @@ def test_resident(arch, dtype, K, C, T):
         ("second launch", 8, 768, {"ADD": True}),
         ("odd channels", 8, 100, {"C": "i32"}),
         ("one layer", 1, 768, {}),
+        ("64-bit offsets", 8, 768, {"WIDE": True}),
     ],
 )
 def test_resident_variants(arch, dtype, name, K, C, rest):

@@ -141,6 +141,17 @@ def test_nan_stays_in_its_channel(device):
     assert y[1, :, 7].isnan().all() and y.isnan().sum() == 10
 
 
+def test_offsets_beyond_32_bits(device, monkeypatch):
+    # strides alone: nothing of this size is allocated
+    far = torch.empty_strided((2, 1024, 8), (8, 2**21, 1), device="meta")
+    assert triton_side._is_wide(far, 1024)
+    layers = make_layers(2, 2, 20, 24)
+    assert not triton_side._is_wide(layers[0], 1024)
+    narrow = check(layers, device)
+    monkeypatch.setattr(triton_side, "_is_wide", lambda x, block_t: True)
+    assert torch.equal(check(layers, device), narrow)
+
+
 def test_eps(device):
     check(make_layers(2, 1, 30, 20, std=1e-3), device, eps=1e-3)
 
