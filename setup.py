@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "d2v_plugin" / "__init__.py").read_text()).group(1)
+# Beam search with a language model; has no wheel for Python 3.13, where plain Python does it more slowly.
+LM = ["flashlight-text; python_version < '3.13' and sys_platform == 'linux' and platform_machine == 'x86_64'"]
 
 setup(
     name="d2v-plugin",
@@ -31,7 +33,8 @@ setup(
         "safetensors",
     ],
     extras_require={
-        "dev": ["pytest", "ruff", "matplotlib", "scipy"],
+        "dev": ["pytest", "ruff", "matplotlib", "scipy", *LM],
+        "lm": LM,
         "export": ["transformers", "onnx", "onnxruntime"],
         "cluster": ["submitit", "hydra-submitit-launcher"],
     },

@@ -191,7 +191,7 @@ def _load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> N
     weights = {key: value for key, value in weights.items() if key != "_ema"}
     try:
         model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, UserError) as error:  # torch's own, or what data2vec_audio makes of it
         reason = " ".join(str(error).split())
         raise UserError(
             f"the weights of {path} do not fit the model its configuration describes: {reason[:300]}"

@@ -77,6 +77,17 @@ def test_user_error_is_one_line_and_others_pass(monkeypatch, capsys):
         cli.main(["it"])
 
 
+def test_a_place_that_cannot_be_written_is_one_line(monkeypatch, capsys, tmp_path):
+    def write(args):
+        (tmp_path / "missing" / "file").write_text("")
+
+    with_command(monkeypatch, write)
+    assert cli.main(["it"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("d2v: error: ") and "missing/file: No such file or directory" in error
+    assert error.count("\n") == 1
+
+
 def test_interrupt(monkeypatch, capsys):
     def interrupted(args):
         raise KeyboardInterrupt
