@@ -7,7 +7,16 @@ replaces those functions, nothing else, and is called by the tasks when fairseq 
 Each module here explains one replacement and why it is safe.
 """
 
-from d2v_plugin.fairseq_hooks import broadcast, edit_distance, errors, fine_tuning, loading, resuming, saving
+from d2v_plugin.fairseq_hooks import (
+    broadcast,
+    edit_distance,
+    errors,
+    fine_tuning,
+    loading,
+    repeated_warnings,
+    resuming,
+    saving,
+)
 
 _installed = False
 
@@ -25,3 +34,4 @@ def install() -> None:
     broadcast.install()
     edit_distance.install()
     errors.install()
+    repeated_warnings.install()

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,13 @@ def test_user_error_ends_the_command_with_one_line(tmp_path):
     assert done.stderr.splitlines()[-1].startswith("d2v: error: ")
     # Hydra's record of the run and the checkpoints share one folder, wherever the command is started.
     assert (tmp_path / "run" / ".hydra" / "config.yaml").is_file()
+
+
+def test_the_deprecation_that_every_update_meets_is_not_repeated(recwarn):
+    from d2v_plugin.fairseq_hooks import repeated_warnings
+
+    repeated_warnings.install()
+    warnings.warn("`torch.cuda.amp.autocast(args...)` is deprecated.", FutureWarning, stacklevel=1)
+    assert not recwarn.list
+    warnings.warn("something else", FutureWarning, stacklevel=1)
+    assert len(recwarn.list) == 1
