@@ -40,37 +40,30 @@ class EMATeacher:
         self.fp32 = {k: _as_fp32(v) for k, v in self.model.state_dict().items()}
         self.decay = None
         self.updates = 0
+        self._plan = self._stale = None
 
     @torch.no_grad()
     def update(self, student, decay):
         """One step towards ``student``. Makes no host read of a device tensor."""
-        averaged, towards, copied, fresh = [], [], [], []
-        for name, parameter in student.named_parameters():
-            mean = self.fp32[name]
-            if name in self.shared or not parameter.requires_grad:
-                copied.append(mean)
-                fresh.append(parameter.data)
-            else:
-                averaged.append(mean)
-                towards.append(parameter.data)
-        if averaged:
+        if self._plan is None or self._plan.student is not student:
+            self._plan = _Plan(student, self.fp32, self.shared)
+        plan = self._plan
+        if plan.averaged:
             # mul and add in this order and not lerp: the rounding of fairseq's EMAModule, so that runs compare.
-            torch._foreach_mul_(averaged, decay)
-            torch._foreach_add_(averaged, [t.to(torch.float32) for t in towards], alpha=1 - decay)
-        for name, buffer in student.named_buffers():
-            if name in self.fp32:
-                copied.append(self.fp32[name])
-                fresh.append(buffer)
-        if copied:
-            torch._foreach_copy_(copied, fresh)
+            torch._foreach_mul_(plan.averaged, decay)
+            torch._foreach_add_(plan.averaged, plan.as_fp32(), alpha=1 - decay)
+        if plan.copied:
+            torch._foreach_copy_(plan.copied, plan.fresh)
         self._write_back()
 
     def _write_back(self):
         """Refresh the half-precision copy that runs; in fp32 the two are the same tensors."""
-        running = self.model.state_dict()
-        stale = [(running[k], v) for k, v in self.fp32.items() if running[k].data_ptr() != v.data_ptr()]
-        if stale:
-            torch._foreach_copy_([r for r, _ in stale], [v for _, v in stale])
+        if self._stale is None:
+            running = self.model.state_dict()
+            pairs = [(running[k], v) for k, v in self.fp32.items() if running[k].data_ptr() != v.data_ptr()]
+            self._stale = [r for r, _ in pairs], [v for _, v in pairs]
+        if self._stale[0]:
+            torch._foreach_copy_(*self._stale)
 
     def state_dict(self):
         """The fp32 weights, under the student's names: what upstream stores as ``_ema``."""
@@ -105,6 +98,27 @@ class EMATeacher:
         self.fp32 = {
             k: running[k] if running[k].dtype == v.dtype else v.to(running[k].device) for k, v in self.fp32.items()
         }
+        self._plan = self._stale = None
+
+
+class _Plan:
+    """Which tensor goes where in an update, listed once: an update itself walks no parameters in Python.
+
+    ``averaged`` follow ``towards``; ``copied`` take the values of ``fresh``.
+    """
+
+    def __init__(self, student, means, shared):
+        self.student = student
+        moving = [(k, p) for k, p in student.named_parameters() if p.requires_grad and k not in shared]
+        equal = [(k, p) for k, p in student.named_parameters() if not p.requires_grad or k in shared]
+        equal += [(k, buffer) for k, buffer in student.named_buffers() if k in means]
+        self.averaged, self.towards = [means[k] for k, _ in moving], [p for _, p in moving]
+        self.copied, self.fresh = [means[k] for k, _ in equal], [p for _, p in equal]
+        self._half = any(p.dtype != torch.float32 for p in self.towards)
+
+    def as_fp32(self):
+        """The student's side of the average; converted only for a half-precision student."""
+        return [p.float() for p in self.towards] if self._half else self.towards
 
 
 def _as_fp32(tensor):
