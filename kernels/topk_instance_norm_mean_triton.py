@@ -55,6 +55,16 @@ def _frame_count(lengths_ptr, b, T, HAS_LENGTHS: tl.constexpr):
 
 
 @triton.jit
+def _first_frame(at, c, C, frames):
+    """Channels c of a sample's first frame in fp32; zeros beyond C, and where no frame counts.
+
+    A select, not ``(c < C) & (frames > 0)``: Triton's interpreter spreads a scalar comparison as integers, which its
+    loads refuse as a mask from 3.9 on.
+    """
+    return tl.load(at, mask=c < tl.where(frames > 0, C, 0), other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _normalise_columns(x, valid, count, eps):
     """Instance norm of an fp32 tile (BLOCK_T, BLOCK_C) over its first axis; zeros where not valid."""
     mean = tl.sum(x, 0) / count
@@ -128,7 +138,7 @@ def _statistics_fwd_kernel(
     x_ptr = _pick(k, x0_ptr, x1_ptr, x2_ptr, x3_ptr, x4_ptr, x5_ptr, x6_ptr, x7_ptr, x8_ptr, x9_ptr, x10_ptr, x11_ptr,
                   x12_ptr, x13_ptr, x14_ptr, x15_ptr)
     x_ptr += b * stride_xb
-    first = tl.load(x_ptr + c, mask=(c < C) & (frames > 0), other=0.0).to(tl.float32)
+    first = _first_frame(x_ptr + c, c, C, frames)
     mean = tl.zeros((BLOCK_C,), tl.float32)
     m2 = tl.zeros((BLOCK_C,), tl.float32)
     start = 0
@@ -180,7 +190,7 @@ def _apply_fwd_kernel(
         x_ptr = _pick(k, x0_ptr, x1_ptr, x2_ptr, x3_ptr, x4_ptr, x5_ptr, x6_ptr, x7_ptr, x8_ptr, x9_ptr, x10_ptr,
                       x11_ptr, x12_ptr, x13_ptr, x14_ptr, x15_ptr)
         x = tl.load(x_ptr + offsets, mask=valid, other=0.0).to(tl.float32)
-        first = tl.load(x_ptr + b * stride_xb + c, mask=(c < C) & (frames > 0), other=0.0).to(tl.float32)
+        first = _first_frame(x_ptr + b * stride_xb + c, c, C, frames)
         at = (b + k * B) * C + c
         mean = tl.load(mean_ptr + at, mask=c < C, other=0.0)
         rstd = tl.load(rstd_ptr + at, mask=c < C, other=0.0)

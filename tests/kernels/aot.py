@@ -1,10 +1,13 @@
 """Compile a kernel to a cubin for a GPU that need not be there, and read what the compiler says of it."""
 
 import inspect
+import os
 import re
 import subprocess
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -36,8 +39,10 @@ def compile_kernel(kernel, arguments: dict, arch: int, num_warps: int, num_stage
     signature = {n: types[n].removesuffix("*16") if n in types else "constexpr" for n in names}
     source = _source(kernel, names, signature, constants, aligned)
     options = {"num_warps": num_warps, "num_stages": num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    registers, spills = _assemble(compiled.asm["ptx"], arch)
+    with _assembler_reports() as reports:
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    (report,) = reports
+    registers, spills = _usage(report)
     return Resources(registers, spills, compiled.metadata.shared, 32 * num_warps)
 
 
@@ -57,12 +62,29 @@ def _source(kernel, names: list[str], signature: dict, constants: dict, aligned:
     return ASTSource(fn=kernel, signature=typed, constants=constants, attrs=attributes)
 
 
-def _assemble(ptx: str, arch: int) -> tuple[int, int]:
-    """Registers and spilled bytes as ptxas reports them; a stack frame counts as spilled."""
-    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
-    suffix = "a" if arch == 90 else ""
-    command = [str(ptxas), "-v", f"-arch=sm_{arch}{suffix}", "-o", "/dev/null", "-"]
-    report = subprocess.run(command, input=ptx, capture_output=True, text=True, check=True).stderr
+@contextmanager
+def _assembler_reports():
+    """List of what ptxas said in each of Triton's own runs of it.
+
+    Which ptxas assembles for an architecture, and with which options, differs between releases of Triton: another run
+    with other options would be about another cubin. Triton sends the report to a file that it deletes, and assembles
+    nothing when it finds the cubin in its cache.
+    """
+    reports = []
+    run = subprocess.run
+
+    def run_and_read(command, **options):
+        result = run(command, **options)
+        if any(argument.startswith("--gpu-name") for argument in command):
+            reports.append(Path(options["stderr"].name).read_text())
+        return result
+
+    with mock.patch.object(subprocess, "run", run_and_read), mock.patch.dict(os.environ, TRITON_ALWAYS_COMPILE="1"):
+        yield reports
+
+
+def _usage(report: str) -> tuple[int, int]:
+    """Registers and spilled bytes in a report of ptxas; a stack frame counts as spilled."""
     registers = int(re.search(r"Used (\d+) registers", report).group(1))
     stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     return registers, max(int(n) for n in stack.groups())
