@@ -1,0 +1,85 @@
+"""The demo's driver without its training: commands that can be copied, failures that show their log, its tables."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tiny_training import ROOT
+
+FOLDER = ROOT / "examples" / "speech" / "demo"
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """Imports a module of the demo's folder by name; they import each other so."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def get(name):
+        __import__(name)
+        return sys.modules[name]
+
+    yield get
+    for name in ("commands", "full", "report", "run"):
+        sys.modules.pop(name, None)
+
+
+def test_a_printed_command_does_the_same_when_typed(driver, tmp_path, capfd):
+    commands = driver("commands")
+    target = tmp_path / "with blank"
+    command = commands.Command("write", ["python", "-c", "import sys; open(sys.argv[1], 'w').write('x')", target])
+    commands.run_together(command)
+    printed = capfd.readouterr().out
+    line = next(line for line in printed.splitlines() if line.startswith("$ "))
+    assert "write: " in printed
+    target.unlink()
+    subprocess.run(["bash", "-c", line[2:]], cwd=ROOT, check=True, timeout=60)
+    assert target.read_text() == "x"
+
+
+def test_a_failed_command_names_its_log_and_shows_the_end(driver, tmp_path):
+    commands = driver("commands")
+    words = ["python", "-c", "print('the reason'); raise SystemExit(3)"]
+    with pytest.raises(commands.CommandFailed, match=r"(?s)fine-tuning ended with exit code 3.*x\.log.*the reason"):
+        commands.run_together(commands.Command("fine-tuning", words, tmp_path / "x.log"))
+
+
+def test_training_progress_is_read_from_the_log(driver, tmp_path):
+    commands = driver("commands")
+    record = json.dumps({"loss": "4.2", "num_updates": "50"})
+    command = commands.Command("t", ["python"], tmp_path / "t.log", updates=100)
+    command._follow([f"[2026-01-02 03:04:05,678][train_inner][INFO] - {record}\n", "something else\n"])
+    assert command.progress == "update 50 of 100, loss 4.2"
+    assert command.log.read_text().count("\n") == 2
+
+
+def test_a_budget_stops_at_its_minutes_and_keeps_labels_beside_their_audio(driver, tmp_path):
+    full = driver("full")
+    lines = [f"{n}.wav\t{(4 + n % 10) * 16000}" for n in range(60)]
+    (tmp_path / "train.tsv").write_text("\n".join(["root", *lines]) + "\n")
+    (tmp_path / "train.ltr").write_text("".join(f"{n} |\n" for n in range(60)))
+    full.write_budget(tmp_path, 3)
+    root, *chosen = (tmp_path / "train_3min.tsv").read_text().splitlines()
+    labels = (tmp_path / "train_3min.ltr").read_text().splitlines()
+    frames = [int(line.split("\t")[1]) for line in chosen]
+    assert root == "root" and [line.split(".")[0] for line in chosen] == [label.split()[0] for label in labels]
+    assert max(frames) <= 12 * 16000
+    assert 180 <= sum(frames) / 16000 < 180 + 12
+    assert chosen != lines[: len(chosen)]
+
+
+def test_tables_say_what_was_measured(driver):
+    report = driver("report")
+    runs = {"finetune": [{"cer": 30.0, "wer": 60.0}, {"cer": 40.0, "wer": 70.0}]}
+    runs["scratch"] = [{"cer": 50.0, "wer": 80.0}, {"cer": 50.0, "wer": 80.0}]
+    table = report.write_full_table({10: runs}, 120)
+    assert "35.0 +- 7.1 %" in table and "50.0 +- 0.0 %" in table and "2 minutes" in table
+
+    probe = [{"layer": 1, "mfcc": 0.5, "letters": None, "letters_error": None}]
+    results = {"data": {"train": {"recordings": 3, "minutes": 1.25}, "test": None}, "seconds": {"pretrain": 12.3}}
+    results["probe"] = {"trained": probe, "untrained": probe}
+    without = report.write_table(results)
+    assert "| train | 3 | 1.2 |" in without and "| pretrain | 12 |" in without and "character" not in without
+    results |= {"finetune": runs["finetune"][0], "scratch": runs["scratch"][0]}
+    results["seconds"] |= {"finetune": 20.0, "scratch": 21.0}
+    assert "| 30.0 % | 60.0 % | 20 |" in report.write_table(results)
