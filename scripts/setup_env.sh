@@ -18,7 +18,7 @@ TORCH_INDEX=${TORCH_INDEX-https://download.pytorch.org/whl/cpu}
 FAIRSEQ="fairseq-fixed==0.12.3.1"
 # CUDA builds of torch bring the Triton they were made with. The CPU build takes any, and the tests assemble kernels
 # with this one. The ptxas of 3.8 squeezes one kernel for sm_90 into 64 of its 128 registers and spills 8 bytes; that
-# of 3.9 does not, and results are right with both.
+# of 3.9 does not. A spill costs time, not digits, so setup.py sets no bound.
 CPU_TRITON="triton!=3.8.*"
 VENV=${VENV:-.venv}
 DRY_RUN=${DRY_RUN:-0}
