@@ -13,11 +13,11 @@ from report import write_full_table
 
 LANGUAGES = ("fr", "es", "it", "ru")  # English is always in
 MINUTES, SEEDS = (3, 10, 20), (1, 2, 3)
-PRETRAIN_UPDATES, CTC_UPDATES = 8000, 2400
+FULL_UPDATES = (8000, 2400)  # pre-training, CTC
 
 
-def run_full(out):
-    """Everything goes below ``out/full``; prints and writes ``results.md``."""
+def run_full(out, updates):
+    """Everything goes below ``out/full``; prints and writes ``results.md``. ``updates``: pre-training, CTC."""
     out = out / "full"
     data = out / "data"
     words = ["python", "examples/speech/prepare_prompts.py", "--dest", data, "--languages", *LANGUAGES]
@@ -30,14 +30,14 @@ def run_full(out):
     took = out / "pretrain" / "seconds.json"
     if not took.exists():
         more = ("dataset.train_subset=pretrain",)
-        (pretrain,) = run_together(training("pretrain", out, data, "demo_pretrain", PRETRAIN_UPDATES, 2, *more))
+        (pretrain,) = run_together(training("pretrain", out, data, "demo_pretrain", updates[0], 2, *more))
         took.write_text(json.dumps(pretrain.seconds))
 
     scores = {}
     for minutes in MINUTES:
         for seed in SEEDS:
             print(f"\n== {minutes} minutes of labels, seed {seed}", flush=True)
-            for run, result in fine_tune(out, data, minutes, seed).items():
+            for run, result in fine_tune(out, data, minutes, seed, updates[1]).items():
                 scores.setdefault(minutes, {}).setdefault(run, []).append(result)
     table = write_full_table(scores, json.loads(took.read_text()))
     (out / "results.json").write_text(json.dumps(scores, indent=2) + "\n")
@@ -45,7 +45,7 @@ def run_full(out):
     print(f"\n{table}\nAll of it is in {out}")
 
 
-def fine_tune(out, data, minutes, seed):
+def fine_tune(out, data, minutes, seed, updates):
     """Both runs of one budget and seed, side by side; ``{run: scores}``."""
     folders = {run: out / f"{run}_{minutes}min_seed{seed}" for run in ("finetune", "scratch")}
     if not all((folder / "scores.json").exists() for folder in folders.values()):
@@ -54,7 +54,7 @@ def fine_tune(out, data, minutes, seed):
         extra = {"finetune": [], "scratch": ["model.no_pretrained_weights=true"]}
         run_together(
             *(
-                training(folder.name, out, data, "demo_ctc", CTC_UPDATES, 1, *more, *extra[run])
+                training(folder.name, out, data, "demo_ctc", updates, 1, *more, *extra[run])
                 for run, folder in folders.items()
             )
         )

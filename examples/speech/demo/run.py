@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 from commands import ROOT, Command, CommandFailed, run_together, shown, training
-from full import run_full, scoring
+from full import FULL_UPDATES, run_full, scoring
 from report import describe, write_table
 
-PRETRAIN_UPDATES, CTC_UPDATES = 1500, 2400
+UPDATES = (2000, 2400)  # pre-training, CTC
 
 
 def main():
@@ -23,15 +23,16 @@ def main():
     parser.add_argument("--data", help="folder with your own recordings instead of the telephone prompts")
     parser.add_argument("--out", default="demo", help="folder for everything the demo writes")
     parser.add_argument("--full", action="store_true", help="five languages, three label budgets, three seeds (hours)")
+    parser.add_argument("--updates", type=int, nargs=2, metavar=("PRETRAIN", "CTC"), help="of the two trainings")
     args = parser.parse_args()
     if args.full and args.data:
         parser.error("--full compares on the telephone prompts; leave --data out")
     out = (ROOT / args.out).resolve()
     try:
         if args.full:
-            run_full(out)
+            run_full(out, args.updates or FULL_UPDATES)
         else:
-            Demo(out).run(args.data)
+            Demo(out, args.updates or UPDATES).run(args.data)
     except CommandFailed as failure:
         print(f"d2v demo: error: {failure}", file=sys.stderr)
         return 1
@@ -44,8 +45,9 @@ def main():
 class Demo:
     """The stages of ``make demo``; each adds what it measured to ``self.results``."""
 
-    def __init__(self, out):
+    def __init__(self, out, updates):
         self.out, self.data = out, out / "data"
+        self.pretrain_updates, self.ctc_updates = updates
         self.results = {}
         self.start = time.monotonic()
 
@@ -79,19 +81,19 @@ class Demo:
         self.results["data"] = {split: describe(self.data / f"{split}.tsv") for split in ("train", "valid", "test")}
 
     def pretrain(self):
-        command = training("pretrain", self.out, self.data, "demo_pretrain", PRETRAIN_UPDATES, threads=2)
+        command = training("pretrain", self.out, self.data, "demo_pretrain", self.pretrain_updates, threads=2)
         self.step("Pre-training: data2vec 1.0, no labels", command)
 
     def finetune(self):
         start = self.out / "pretrain" / "checkpoint_last.pt"
         runs = [
-            training("finetune", self.out, self.data, "demo_ctc", CTC_UPDATES, 1, f"model.w2v_path={start}"),
+            training("finetune", self.out, self.data, "demo_ctc", self.ctc_updates, 1, f"model.w2v_path={start}"),
             training(
                 "scratch",
                 self.out,
                 self.data,
                 "demo_ctc",
-                CTC_UPDATES,
+                self.ctc_updates,
                 1,
                 f"model.w2v_path={start}",
                 "model.no_pretrained_weights=true",
