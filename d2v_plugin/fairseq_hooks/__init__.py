@@ -16,6 +16,7 @@ from d2v_plugin.fairseq_hooks import (
     repeated_warnings,
     resuming,
     saving,
+    schedules,
 )
 
 _installed = False
@@ -33,5 +34,6 @@ def install() -> None:
     fine_tuning.install()
     broadcast.install()
     edit_distance.install()
+    schedules.install()
     errors.install()
     repeated_warnings.install()

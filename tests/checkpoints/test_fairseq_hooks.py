@@ -214,6 +214,46 @@ def test_training_error_is_one_line_and_the_rest_a_traceback(capsys):
         assert capsys.readouterr().err.endswith(expected)
 
 
+def test_the_user_error_that_fairseq_replaced_is_told(capsys):
+    """As trainer.py does it: another exception, raised while the first is handled."""
+
+    def replaced(first, kind):
+        try:
+            try:
+                raise first
+            except Exception:
+                raise kind("Cannot load model parameters from checkpoint x.pt")  # noqa: B904
+        except Exception as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+        return capsys.readouterr().err
+
+    assert replaced(UserError("change x"), Exception) == "d2v: error: change x\n"
+    assert "Traceback" in replaced(KeyError("x"), Exception)
+    assert "Traceback" in replaced(UserError("change x"), KeyError)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("++model.mask_probability=0.5", "configuration: Key 'mask_probability' not in"),
+        ("++task.max_sample_size=abc", "configuration: max_sample_size: Value 'abc'"),
+    ],
+)
+def test_a_key_that_is_misspelt_or_mistyped_is_one_line(tmp_path, override, expected):
+    done = command(f"task.data={tmp_path}", f"checkpoint.save_dir={tmp_path}/run", override)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"d2v: error: {expected}")
+
+
+def test_rates_and_schedules_that_cannot_be_are_one_line(tmp_path):
+    data, out = write_data(tmp_path), tmp_path / "out"
+    with pytest.raises(UserError, match=r"optimization\.lr must not be negative, got -1"):
+        train(scaled_down(YAML, data, out, optimization__lr=[-1]))
+    for ratio, message in (([0.5, 0.4, 0.5], "must add up to 1"), ([0.5, 0.5, 0.0], "a stage has no updates")):
+        with pytest.raises(UserError, match=f"lr_scheduler tri_stage: .*{message}"):
+            train(scaled_down(YAML, data, out, lr_scheduler__phase_ratio=ratio))
+
+
 def test_user_error_ends_the_command_with_one_line(tmp_path):
     done = command("task.data=nowhere", f"checkpoint.save_dir={tmp_path}/run")
     assert done.returncode != 0
