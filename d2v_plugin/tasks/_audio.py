@@ -100,6 +100,10 @@ class AudioTaskMixin:
         atexit.register(_report_at_exit, weakref.ref(self))
 
     def build_model(self, model_cfg, from_checkpoint=False):
+        # A checkpoint that is loaded elsewhere names a folder of the machine that trained it. fairseq lists the folder
+        # between this and the first manifest.
+        if not from_checkpoint and not os.path.isdir(self.cfg.data):
+            raise UserError(f"task.data={self.cfg.data} is no folder; give the one that holds the manifests")
         model = super().build_model(model_cfg, from_checkpoint)
         self.wants_source_lengths = "source_lengths" in inspect.signature(model.forward).parameters
         self.conv_spec = conv_spec(model) or STANDARD_EXTRACTOR

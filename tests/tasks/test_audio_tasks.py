@@ -171,6 +171,14 @@ def test_missing_pieces_are_named(labelled):
         task_of(FINETUNING, data=str(labelled.folder), labels="ltr").load_dataset("train")
 
 
+def test_training_needs_its_folder_and_loading_a_checkpoint_does_not(monkeypatch):
+    monkeypatch.setattr("fairseq.models.build_model", lambda *args, **kwargs: TakesAnything())
+    task = task_of(PRETRAINING, data="nowhere")
+    with pytest.raises(UserError, match="task.data=nowhere is no folder"):
+        task.build_model(argparse.Namespace())
+    assert isinstance(task.build_model(argparse.Namespace(), from_checkpoint=True), TakesAnything)
+
+
 def test_unknown_symbols_are_an_error_unless_asked_for(labelled):
     (labelled.folder / "train.ltr").write_text("A X |\nB |\nA |\nB A B |\n")
     with pytest.raises(UserError, match="symbol 'X'"):

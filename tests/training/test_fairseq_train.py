@@ -30,3 +30,12 @@ def test_trains_two_steps(tmp_path):
     expected = {"model": "data2vec_audio", "task": "d2v_audio_pretraining", "criterion": "d2v_regression"}
     assert names == {**expected, "optimizer": "d2v_adamw"}
     assert "_ema" in state["model"]
+
+
+def test_a_folder_that_is_not_there_is_one_line():
+    """Validation is on, for which fairseq lists the folder before anything is read from it."""
+    words = [sys.executable, "-m", "fairseq_cli.train", "nowhere", *ARGUMENTS]
+    words.remove("--disable-validation")
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("d2v: error: task.data=nowhere is no folder")
