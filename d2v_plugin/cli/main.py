@@ -47,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"d2v: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except OSError as error:  # a folder that cannot be written, a full disk
-        print(f"d2v: error: {error.filename or args.run.__module__}: {error.strerror or error}", file=sys.stderr)
+        fault = f"{error.filename or args.run.__module__}: {error.strerror or error}"
+        remedy = "check this path, its rights and the free space, or choose another place"
+        print(f"d2v: error: {fault}; {remedy}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("d2v: interrupted", file=sys.stderr)

@@ -1,10 +1,13 @@
 """``d2v manifest``: write manifests for a folder of recordings, and check one."""
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
 SHOWN = 10
+# two frames of the papers' feature extractor, the least that pre-training takes
+TWO_FRAMES = 720
 
 
 def add_parser(subparsers) -> None:
@@ -26,10 +29,17 @@ def add_parser(subparsers) -> None:
     check = commands.add_parser("check", help="read what a manifest names; exit code 1 if anything is wrong")
     check.add_argument("manifest", metavar="TSV")
     check.add_argument("--sample-rate", type=int, default=16000, help="rate the model wants (default 16000)")
-    check.add_argument("--min-sample-size", type=int, help="as in the task: shorter entries are skipped")
+    check.add_argument(
+        "--min-sample-size",
+        type=int,
+        default=TWO_FRAMES,
+        help=f"as in the task: shorter entries are skipped (default {TWO_FRAMES}: two frames of the usual extractor)",
+    )
     check.add_argument("--max-sample-size", type=int, help="as in the task: longer entries are cropped")
     check.add_argument("--labels", metavar="SUFFIX", help="check the label file beside the manifest too, e.g. ltr")
-    check.add_argument("--decode", action="store_true", help="read all samples, not only headers")
+    check.add_argument(
+        "--decode", action="store_true", help="read all samples, not only headers: finds NaN and all zeros, too"
+    )
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.set_defaults(run=run_check)
 
@@ -42,8 +52,9 @@ def run_build(args) -> int:
 
     if not (0 <= args.valid_percent and 0 <= args.test_percent and args.valid_percent + args.test_percent < 1):
         raise UserError("--valid-percent and --test-percent are portions: 0.01 is 1 %, and both together below 1")
-    if args.segments is not None and args.segments <= 0:
-        raise UserError(f"--segments is a length in seconds, got {args.segments}")
+    if args.segments is not None and not 0 < args.segments < math.inf:
+        raise UserError(f"--segments is a length in seconds, above 0, got {args.segments:g}")
+    _check_rate(args.sample_rate)
     folder = Path(args.folder).resolve()
     names = find_files(folder, args.ext or EXTENSIONS)
     texts = _texts(args.labels, folder) if args.labels else None
@@ -75,6 +86,13 @@ def run_build(args) -> int:
     if left_out:
         print(f"left out {sum(left_out.values())} files: {_listed(left_out)}")
     return 0
+
+
+def _check_rate(sample_rate: int) -> None:
+    from d2v_plugin.errors import UserError
+
+    if sample_rate < 1:
+        raise UserError(f"--sample-rate must be positive, got {sample_rate}; 16000 is usual")
 
 
 def _texts(path: str, folder: Path) -> dict[str, str]:
@@ -110,15 +128,21 @@ def _recordings(name: str, info, args, texts: dict[str, str] | None, left_out: C
 
 def run_check(args) -> int:
     from d2v_plugin.data.manifest import load_manifest
+    from d2v_plugin.errors import UserError
 
-    limits = Counter()
-    manifest = load_manifest(args.manifest)
-    kept = load_manifest(args.manifest, args.min_sample_size) if args.min_sample_size else manifest
-    limits.update(kept.skipped)
+    _check_rate(args.sample_rate)
+    if args.min_sample_size < 0:
+        raise UserError(f"--min-sample-size must not be negative, got {args.min_sample_size}; it counts samples")
+    if args.max_sample_size is not None and args.max_sample_size < max(args.min_sample_size, 1):
+        raise UserError(
+            f"--max-sample-size {args.max_sample_size} is below --min-sample-size {max(args.min_sample_size, 1)}; "
+            "raise the first or lower the second (both count samples)"
+        )
+    kept = load_manifest(args.manifest, args.min_sample_size)
     report = {
         "manifest": args.manifest,
-        "entries": manifest.total,
-        "skipped_by_length": dict(limits),
+        "entries": kept.total,
+        "skipped_by_length": kept.skipped,
         "cropped": int((kept.sizes > args.max_sample_size).sum()) if args.max_sample_size else 0,
         **_check_audio(kept, args.sample_rate, args.decode),
     }

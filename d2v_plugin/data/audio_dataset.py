@@ -168,7 +168,7 @@ def readable(samples: list[dict], dataset, allowed: Callable[[int], bool] | None
             sample = dataset[index]
             if sample["source"] is not None:
                 return [sample]
-    raise UserError(f"none of the {len(dataset)} files could be read; run `d2v manifest check` on the manifest")
+    raise UserError(f"none of the {len(dataset)} files could be read; `d2v manifest check --decode` lists them")
 
 
 def bucket_sizes(sizes: np.ndarray, num_buckets: int) -> np.ndarray:

@@ -54,7 +54,7 @@ class BadFiles:
         if 0 <= self.limit < count:
             raise TooManyBadFiles(
                 f"{self.source}: {count} unusable files, max_bad_files allows {self.limit}; the last one was {error}; "
-                "repair or drop them (`d2v manifest check` lists them), or raise task.max_bad_files"
+                "repair or drop them (`d2v manifest check --decode` lists them), or raise task.max_bad_files"
             )
 
     def count(self) -> int:

@@ -119,7 +119,7 @@ def load_manifest(path: str | os.PathLike, min_size: int | None = None, max_size
         _starts=starts,
         _lengths=(tabs - starts).astype(np.int32),
     )
-    manifest = manifest.select(manifest.sizes > 0, "0 frames")
+    manifest = manifest.select(manifest.sizes > 0, "with 0 frames")
     if min_size:
         manifest = manifest.select(manifest.sizes >= min_size, f"shorter than {min_size} frames")
     if max_size is not None:

@@ -92,5 +92,5 @@ def check_finite(update, loss):
         raise CollapseError(
             f"the loss is {loss} at update {update}. Likely causes and remedies: a learning rate too high "
             "(lower it or lengthen the warm-up), fp16 without loss scaling (use common.amp or bf16), or NaN in the "
-            "input (run `d2v manifest check`). The last state is in crash.pt."
+            "input (run `d2v manifest check --decode`). The last state is in crash.pt."
         )

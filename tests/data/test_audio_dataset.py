@@ -172,6 +172,7 @@ def test_above_the_limit_one_line_stops(clean, workers, limit):
     message = str(caught.value)
     assert "\n" not in message and message.startswith(str(clean.folder))
     assert f"{limit + 1} unusable files, max_bad_files allows {limit}" in message
+    assert "`d2v manifest check --decode` lists them" in message
 
 
 def test_no_limit_and_no_bad_files(clean):

@@ -51,7 +51,7 @@ def test_length_limits_keep_rows_and_count_the_rest(corpus):
     assert manifest.rows.tolist() == [2, 3]
     assert manifest.name(1) == "200.wav"
     assert manifest.total == 5
-    assert manifest.skipped == {"0 frames": 1, "shorter than 100 frames": 1, "longer than 200 frames": 1}
+    assert manifest.skipped == {"with 0 frames": 1, "shorter than 100 frames": 1, "longer than 200 frames": 1}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_nothing_left_says_how_many_and_why(corpus):
     for frames in (0, 10, 20, 5000):
         corpus.list(f"{frames}.wav", frames)
     message = error_of(corpus.manifest(), min_size=100, max_size=1000)
-    for part in ("4 entries", "1 0 frames", "2 shorter than 100 frames", "1 longer than 1000 frames"):
+    for part in ("4 entries", "1 with 0 frames", "2 shorter than 100 frames", "1 longer than 1000 frames"):
         assert part in message
 
 

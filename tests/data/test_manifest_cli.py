@@ -8,6 +8,7 @@ from audio_corpus import RATE
 
 from d2v_plugin.cli.main import main
 from d2v_plugin.data.manifest import load_manifest
+from d2v_plugin.tasks._audio import STANDARD_EXTRACTOR
 
 
 def build(corpus, *options):
@@ -104,8 +105,43 @@ def test_check_finds_everything(corpus, capsys):
         assert part in text
 
 
+def test_check_reports_what_is_too_short_for_the_usual_extractor(corpus, capsys):
+    for samples in (719, 720, 4000):
+        corpus.add(f"{samples}.wav", samples)
+    path = corpus.manifest()
+    assert STANDARD_EXTRACTOR.receptive_field + STANDARD_EXTRACTOR.stride == 720
+    assert check(path, capsys=capsys)[1]["skipped_by_length"] == {"shorter than 720 frames": 1}
+    assert check(path, "--min-sample-size", "0", capsys=capsys)[1]["skipped_by_length"] == {}
+
+
 @pytest.mark.parametrize(
-    "options", [("--valid-percent", "1"), ("--segments", "0"), ("--labels", "no.csv"), ("--ext", "xyz")]
+    "options",
+    [
+        ("--sample-rate", "0"),
+        ("--sample-rate", "-16000"),
+        ("--min-sample-size", "-1"),
+        ("--max-sample-size", "0"),
+        ("--max-sample-size", "500", "--min-sample-size", "600"),
+    ],
+)
+def test_wrong_numbers_for_check_are_one_line(corpus, capsys, options):
+    corpus.add("a.wav")
+    assert main(["manifest", "check", str(corpus.manifest()), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"d2v: error: {options[0]} ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--valid-percent", "1"),
+        ("--valid-percent", "nan"),
+        ("--segments", "0"),
+        ("--segments", "inf"),
+        ("--sample-rate", "0"),
+        ("--labels", "no.csv"),
+        ("--ext", "xyz"),
+    ],
 )
 def test_wrong_options_are_one_line(recordings, capsys, options):
     assert build(recordings, *options) == 2

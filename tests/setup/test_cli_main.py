@@ -84,7 +84,7 @@ def test_a_place_that_cannot_be_written_is_one_line(monkeypatch, capsys, tmp_pat
     with_command(monkeypatch, write)
     assert cli.main(["it"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("d2v: error: ") and "missing/file: No such file or directory" in error
+    assert error.startswith("d2v: error: ") and "missing/file: No such file or directory; check this path" in error
     assert error.count("\n") == 1
 
 
