@@ -5,6 +5,7 @@ import json
 import time
 from pathlib import Path
 
+from d2v_plugin.cli._model_options import add_model_options, check_model_options, open_model, print_model
 from d2v_plugin.errors import UserError
 
 
@@ -18,18 +19,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("checkpoint", type=Path, help="fine-tuned checkpoint, checkpoint_best.pt")
     parser.add_argument("manifest", type=Path, help="fairseq manifest, test.tsv")
-    parser.add_argument("--dict", type=Path, dest="dictionary", help="dict.ltr.txt of training, if it cannot be found")
     parser.add_argument("--labels", type=Path, help="letter file, one line a recording (default: beside the manifest)")
     parser.add_argument("--out", type=Path, help="write id, path, reference and hypothesis, separated by tabs")
     parser.add_argument("--json", type=Path, help="write the numbers as JSON")
-    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda")
-    parser.add_argument(
-        "--max-seconds",
-        type=float,
-        default=60.0,
-        help="audio a batch, padding counted (default 60); 0: one recording at a time",
-    )
-    parser.add_argument("--max-bad", type=int, default=10, help="unusable recordings that are skipped; -1: any number")
+    add_model_options(parser)
     search = parser.add_argument_group("beam search")
     search.add_argument("--lexicon", type=Path, help="lines of WORD<tab>l e t t e r s |")
     search.add_argument("--lm", type=Path, help="n-gram model over the lexicon's words, ARPA or KenLM binary")
@@ -63,8 +56,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--lm scores words and needs --lexicon to know them; give both")
     if args.beam < 1:
         raise UserError(f"--beam must be at least 1, got {args.beam}")
-    if args.max_seconds < 0:
-        raise UserError(f"--max-seconds must not be negative, got {args.max_seconds:g}")
+    check_model_options(args)
 
 
 def _write_table(path: Path, rows: list[tuple[str, str, str, str]]) -> None:
@@ -73,58 +65,63 @@ def _write_table(path: Path, rows: list[tuple[str, str, str, str]]) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Decode, print, write."""
-    _check(args)
+def _decode(args: argparse.Namespace, loaded, utterances) -> tuple[dict, dict]:
+    """({position in the manifest: hypothesis}, what is known of the decoding); prints the second."""
     from d2v_plugin.eval.decode import decode
-    from d2v_plugin.eval.load import CTC, load_model, pick_device
     from d2v_plugin.eval.progress import progress
-    from d2v_plugin.eval.scoring import score
-    from d2v_plugin.eval.utterances import read_references, utterances_for
 
-    loaded = load_model(
-        args.checkpoint, device=pick_device(args.device), want=CTC, dictionary=args.dictionary, manifest=args.manifest
-    )
     beam, how = _search(args, loaded.symbols)
-    utterances = utterances_for(loaded, args.manifest, args.max_bad)
-    references = read_references(utterances.manifest, args.labels)
-    print(loaded.describe())
-    if loaded.padding_changes_results and args.max_seconds:
-        print(
-            "note: this extractor normalises over time, so padding moves its numbers a little; "
-            "--max-seconds 0 decodes one recording at a time"
-        )
-
+    print_model(loaded, args.max_seconds)
     start = time.monotonic()
     decoded = decode(loaded, utterances, args.max_seconds, beam)
     found = {h.index: h for h in progress(decoded, len(utterances), "decoded")}
     took = time.monotonic() - start
-    order = sorted(found)
     seconds = sum(h.seconds for h in found.values())
-    print(f"decoded {len(order)} recordings, {seconds:.1f} s of audio, {how} in {took:.1f} s")
-    if utterances.bad.summary():
-        print(utterances.bad.summary())
-    numbers = {
+    print(f"decoded {len(found)} recordings, {seconds:.1f} s of audio, {how} in {took:.1f} s")
+    for line in utterances.losses():
+        print(line)
+    return found, {
         "checkpoint": str(args.checkpoint),
         "manifest": str(args.manifest),
         "decoder": how,
-        "recordings": len(order),
+        "recordings": len(found),
         "skipped": utterances.bad.count(),
+        "left_out_by_length": utterances.manifest.skipped,
         "audio_seconds": round(seconds, 2),
         "decode_seconds": round(took, 2),
     }
+
+
+def _score(references: list[str], hypotheses: list[str]) -> dict:
+    """The error rates in percent and what they were counted over; prints them."""
+    from d2v_plugin.eval.scoring import score
+
+    scores = score(references, hypotheses)
+    print(scores.words.describe("WER", "words"))
+    print(scores.characters.describe("CER", "characters"))
+    return {
+        "wer": 100 * scores.words.rate,
+        "cer": 100 * scores.characters.rate,
+        "words": scores.words.units,
+        "characters": scores.characters.units,
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    """Decode, print, write."""
+    _check(args)
+    from d2v_plugin.eval.load import CTC
+    from d2v_plugin.eval.utterances import read_references, utterances_for
+
+    loaded = open_model(args, args.manifest, want=CTC)
+    utterances = utterances_for(loaded, args.manifest, args.max_bad)
+    references = read_references(utterances.manifest, args.labels)
+    found, numbers = _decode(args, loaded, utterances)
+    order = sorted(found)
     if references is None:
         print(f"no {args.manifest.with_suffix('.ltr').name} beside the manifest, so nothing is scored; give --labels")
     else:
-        scores = score([references[i] for i in order], [found[i].text for i in order])
-        print(scores.words.describe("WER", "words"))
-        print(scores.characters.describe("CER", "characters"))
-        numbers |= {
-            "wer": 100 * scores.words.rate,
-            "cer": 100 * scores.characters.rate,
-            "words": scores.words.units,
-            "characters": scores.characters.units,
-        }
+        numbers |= _score([references[i] for i in order], [found[i].text for i in order])
     if args.out:
         names, texts = utterances.manifest.name, references or [""] * len(utterances)
         _write_table(args.out, [(utterances.ids[i], names(i), texts[i], found[i].text) for i in order])

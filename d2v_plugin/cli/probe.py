@@ -7,6 +7,8 @@ import json
 import time
 from pathlib import Path
 
+from d2v_plugin.cli._model_options import add_model_options, check_model_options, open_model, print_model
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register ``d2v probe``."""
@@ -23,30 +25,25 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--untrained", action="store_true", help="probe the same network with random weights, too")
     parser.add_argument("--seed", type=int, default=1, help="of the random weights (default 1)")
     parser.add_argument("--json", type=Path, help="write the scores as JSON")
-    parser.add_argument("--dict", type=Path, dest="dictionary", help="dict.ltr.txt of training, if it cannot be found")
-    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda")
-    parser.add_argument("--max-seconds", type=float, default=60.0, help="audio a batch (default 60)")
-    parser.add_argument("--max-bad", type=int, default=10, help="unusable recordings that are skipped; -1: any number")
+    add_model_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Collect, fit, print."""
+    check_model_options(args)
     from d2v_plugin.eval.features import check_layers
-    from d2v_plugin.eval.load import load_model, pick_device
     from d2v_plugin.eval.probe import collect, format_table, score_layers
     from d2v_plugin.eval.progress import progress
     from d2v_plugin.eval.utterances import read_references, utterances_for
 
-    start, device = time.monotonic(), pick_device(args.device)
+    start = time.monotonic()
     seeds = {"trained": None} | ({"untrained": args.seed} if args.untrained else {})
     scores = {}
     for name, seed in seeds.items():
-        loaded = load_model(
-            args.checkpoint, device=device, dictionary=args.dictionary, manifest=args.test, untrained_seed=seed
-        )
+        loaded = open_model(args, args.test, untrained_seed=seed)
         if seed is None:
-            print(loaded.describe())
+            print_model(loaded, args.max_seconds)
         layers = check_layers(args.layers, loaded.depth)
         sides, references = [], []
         for manifest in (args.train, args.test):
@@ -55,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
             what = f"{name}, {manifest.stem}"
             watch = functools.partial(progress, total=len(utterances), what=what)
             sides.append(collect(loaded, utterances, layers, args.max_seconds, watch))
-            if seed is None and utterances.bad.summary():
-                print(utterances.bad.summary())
+            for line in utterances.losses() if seed is None else ():
+                print(line)
         known = None not in references
         scores[name] = score_layers(sides[0], sides[1], (references[0], references[1]) if known else None)
         counted = (len(sides[0].durations), len(sides[0].groups), len(sides[1].durations), len(sides[1].groups))

@@ -7,6 +7,7 @@ block: convolutional features, projected, plus positions (and, in a post-norm mo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from d2v_plugin.errors import UserError
@@ -82,8 +85,8 @@ def iterate_features(
 class FeatureWriter:
     """Safetensors in one file, or in shards with an index when there is more than one file should hold.
 
-    Files are written under a temporary name and renamed at the end, so a run that is interrupted leaves nothing
-    that looks complete.
+    Files are written under a temporary name and renamed at the end. Used as a context manager it removes them when the
+    run stops before that, so that nothing stays that looks complete or takes up a disk that is full.
 
     Args:
         out: ``X.safetensors``; shards are ``X-00001-of-00003.safetensors`` and so on, with
@@ -109,31 +112,52 @@ class FeatureWriter:
         if self._size >= self.max_bytes:
             self._flush()
 
-    def _flush(self) -> None:
-        from safetensors.torch import save_file
+    def __enter__(self) -> FeatureWriter:
+        return self
 
-        partial = self.out.with_name(f"{self.out.stem}-{len(self._shards) + 1:05d}.partial")
+    def __exit__(self, *reason: object) -> None:
+        """Remove what has no name yet: everything, when the run did not come to its end."""
+        for partial, _ in self._shards:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """Raises ``UserError`` for a full disk, missing rights and the like."""
         try:
-            save_file(self._tensors, partial, {**self.metadata, "paths": json.dumps(self._paths)})
-        except OSError as error:
-            raise UserError(f"cannot write {partial}: {error}; free some space or choose another --out") from error
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"cannot write {path}: {reason}; free some space or choose another --out") from error
+
+    def _flush(self) -> None:
+        partial = self.out.with_name(f"{self.out.stem}-{len(self._shards) + 1:05d}.partial")
         self._shards.append((partial, list(self._tensors)))
+        with self._writing(partial):
+            save_file(self._tensors, partial, {**self.metadata, "paths": json.dumps(self._paths)})
         self._tensors, self._paths, self._size = {}, {}, 0
 
     def close(self) -> list[Path]:
-        """Write what is left, give the files their names, and return these."""
+        """Write what is left, give the files their names, and return these.
+
+        Raises:
+            UserError: they cannot be written.
+        """
         if self._tensors:
             self._flush()
         count, files, index = len(self._shards), [], {}
         for number, (partial, keys) in enumerate(self._shards, 1):
             part = "" if count == 1 else f"-{number:05d}-of-{count:05d}"
             name = self.out.with_name(f"{self.out.stem}{part}.safetensors")
-            os.replace(partial, name)
+            with self._writing(name):
+                os.replace(partial, name)
             files.append(name)
             index.update(dict.fromkeys(keys, name.name))
         if count > 1:
             listing = self.out.with_name(f"{self.out.name}.index.json")
-            listing.write_text(json.dumps({"metadata": self.metadata, "weight_map": index}, indent=1), encoding="utf-8")
+            text = json.dumps({"metadata": self.metadata, "weight_map": index}, indent=1)
+            with self._writing(listing):
+                listing.write_text(text, encoding="utf-8")
             files.append(listing)
         return files
 

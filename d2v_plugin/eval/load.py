@@ -89,15 +89,19 @@ class LoadedModel:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU when there is one, else the CPU; anything else is taken by name."""
+    """``auto`` is the GPU when there is one, else the CPU; ``cpu``, ``cuda`` and ``cuda:N`` are taken by name."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name} is not a device; use auto, cpu or cuda") from error
+        raise UserError(f"--device {name} is not a device; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}, but torch sees no GPU; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}, but torch sees {torch.cuda.device_count()} GPU; they count from cuda:0")
     return device
 
 
@@ -196,6 +200,12 @@ def _load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> N
         raise UserError(
             f"the weights of {path} do not fit the model its configuration describes: {reason[:300]}"
         ) from error
+    broken = next((key for key, value in model.named_parameters() if not bool(value.isfinite().all())), None)
+    if broken is not None:
+        raise UserError(
+            f"the weights of {path} are NaN or infinite (first in {broken}), so it answers nothing; its training "
+            "diverged, take an earlier checkpoint"
+        )
 
 
 @contextlib.contextmanager

@@ -128,6 +128,13 @@ class Utterances:
         """
         return read_audio(self.manifest.entry(index), self.sample_rate, shortest=self.shortest)
 
+    def losses(self) -> list[str]:
+        """A line about entries left out by their size and one about unusable recordings, where there are any."""
+        left_out = ", ".join(f"{count} {reason}" for reason, count in self.manifest.skipped.items())
+        missing = self.manifest.total - len(self)
+        lines = [f"{self.manifest.path}: {missing} of {self.manifest.total} entries left out ({left_out})"]
+        return (lines if left_out else []) + [line for line in (self.bad.summary(),) if line]
+
     def _read_batch(self, indices: list[int], pool: ThreadPoolExecutor) -> list:
         def attempt(index: int):
             try:
@@ -148,7 +155,7 @@ class Utterances:
             if 0 <= self.max_bad < self.bad.count():
                 raise UserError(
                     f"{self.bad.count()} unusable recordings, --max-bad allows {self.max_bad}; the last was {result}; "
-                    "repair or drop them (`d2v manifest check` lists them), or raise --max-bad"
+                    "repair or drop them (`d2v manifest check --decode` lists them), or raise --max-bad"
                 )
         return collate([wave for _, wave in good], [index for index, _ in good]) if good else None
 
@@ -169,7 +176,7 @@ class Utterances:
         if self.bad.count() == len(self):
             raise UserError(
                 f"{self.manifest.path}: none of its {len(self)} recordings could be used: "
-                f"{self.bad.summary()}; run `d2v manifest check`"
+                f"{self.bad.summary()}; run `d2v manifest check --decode`"
             )
 
 

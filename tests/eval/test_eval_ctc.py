@@ -79,6 +79,25 @@ def test_bad_recordings_are_skipped_counted_and_limited(tmp_path, corpus, finetu
     assert "--max-bad allows 1" in capsys.readouterr().err
 
 
+def test_entries_left_out_by_their_size_are_told(tmp_path, corpus, finetuned, capsys):
+    lines = corpus.manifest.read_text().splitlines()
+    lines[3] = "u2.wav\t0"
+    corpus.manifest.write_text("\n".join(lines) + "\n")
+    assert run(finetuned, corpus, "--json", tmp_path / "n.json") == 0
+    assert f"{corpus.manifest}: 1 of 8 entries left out (1 with 0 frames)\n" in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "n.json").read_text())
+    assert numbers["recordings"] == 7 and numbers["left_out_by_length"] == {"with 0 frames": 1}
+
+
+def test_weights_that_are_not_numbers_are_one_line(tmp_path, corpus, finetuned, capsys):
+    state = torch.load(finetuned, weights_only=False)
+    state["model"]["w2v_encoder.proj.bias"][2] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+    assert run(tmp_path / "nan.pt", corpus) == 2
+    error = capsys.readouterr().err
+    assert "are NaN or infinite (first in w2v_encoder.proj.bias)" in error and error.count("\n") == 1
+
+
 def test_pretraining_checkpoint_is_refused_in_one_line(corpus, pretrained, capsys):
     assert run(pretrained, corpus) == 2
     error = capsys.readouterr().err
@@ -100,11 +119,20 @@ def test_beam_search(tmp_path, corpus, finetuned):
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [(["--lm", "x.arpa"], "needs --lexicon"), (["--beam", "0"], "at least 1"), (["--max-seconds", "-1"], "negative")],
+    [
+        (["--lm", "x.arpa"], "needs --lexicon"),
+        (["--beam", "0"], "at least 1"),
+        (["--max-seconds", "-1"], "negative"),
+        (["--max-seconds", "nan"], "--max-seconds"),
+        (["--max-bad", "-2"], "--max-bad must be -1"),
+        (["--device", "meta"], "meta is not supported; use auto, cpu, cuda or cuda:N"),
+        (["--device", "x"], "x is not a device; use auto, cpu, cuda or cuda:N"),
+    ],
 )
 def test_options_that_make_no_sense(corpus, finetuned, capsys, more, message):
     assert run(finetuned, corpus, *more) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_group_norm_note_and_single_recordings(tmp_path, corpus, capsys):

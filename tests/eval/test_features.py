@@ -11,7 +11,7 @@ from tiny_speech import write_ctc, write_pretrained, write_wav2vec2
 
 from d2v_plugin.cli.main import main
 from d2v_plugin.errors import UserError
-from d2v_plugin.eval.features import check_layers, iterate_features
+from d2v_plugin.eval.features import FeatureWriter, check_layers, iterate_features
 from d2v_plugin.eval.load import load_model
 from d2v_plugin.eval.utterances import Utterances
 
@@ -104,6 +104,34 @@ def test_shards_hold_the_same(tmp_path, corpus, pretrained):
     expected = load_file(one)
     assert set(merged) == set(expected) == set(index)
     assert all(torch.equal(merged[key], expected[key]) and merged[key].dtype == torch.float16 for key in expected)
+
+
+def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, corpus, pretrained, capsys):
+    """A folder stands where the second shard would, which safetensors answers with an error of its own."""
+    (tmp_path / "f-00002.partial").mkdir()
+    out = tmp_path / "f.safetensors"
+    words = ["features", str(pretrained), str(corpus.manifest), "--device", "cpu", "--out", str(out)]
+    assert main([*words, "--shard-gigabytes", "5e-6"]) == 2
+    error = capsys.readouterr().err
+    assert "f-00002.partial: " in error and "choose another --out" in error
+    assert error.splitlines()[-1].startswith("d2v: error: cannot write")
+    assert [path.name for path in tmp_path.glob("f*")] == ["f-00002.partial"]
+
+
+def test_a_run_that_stops_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), FeatureWriter(tmp_path / "f.safetensors", {}, 1) as writer:
+        writer.add("a", "a.wav", {1: torch.ones(2, 3)})
+        assert (tmp_path / "f-00001.partial").is_file()
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_left_out_entries_are_told(tmp_path, corpus, pretrained, capsys):
+    with corpus.manifest.open("a") as file:
+        file.write("gone.wav\t0\n")
+    words = ["features", str(pretrained), str(corpus.manifest), "--device", "cpu", "--out"]
+    assert main([*words, str(tmp_path / "f.safetensors")]) == 0
+    assert "1 of 9 entries left out (1 with 0 frames)" in capsys.readouterr().out
 
 
 def test_wrong_layer_is_refused():

@@ -112,6 +112,9 @@ def test_command(tmp_path, pretrained, capsys):
         assert all(row["mfcc"] > 0.3 for row in scores[name])
     assert scores["trained"] != scores["untrained"]
     (tmp_path / "test.ltr").unlink()
+    with test.open("a") as file:
+        file.write("gone.wav\t0\n")
     assert main(["probe", str(pretrained), str(train), str(test), "--layers", "2", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "no letters" in printed and "untrained" not in printed
+    assert f"{test}: 1 of 13 entries left out (1 with 0 frames)" in printed
