@@ -1,13 +1,14 @@
-"""``d2v_regression``: sums the model's losses and logs them without reading the device."""
+"""``d2v_regression``: sums the model's losses and logs them without reading the device in a training step."""
 
 import logging
 from dataclasses import dataclass, field
 from typing import Dict
 
+import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
-from fairseq.logging import metrics
 
+from d2v_plugin.criterions.device_meter import log_mean
 from d2v_plugin.errors import UserError
 from d2v_plugin.method.collapse import check_finite
 
@@ -27,8 +28,8 @@ class D2vRegressionCriterion(FairseqCriterion):
     """Loss of a data2vec model: the weighted sum of ``net_output["losses"]``.
 
     Logs ``loss`` (per masked frame), each loss by name when there are several, ``target_var``,
-    ``pred_var``, ``ema_decay``, and what the collapse watch measured. Values stay tensors until
-    fairseq prints them, so nothing waits for the device.
+    ``pred_var``, ``ema_decay``, and what the collapse watch measured. In training, values stay on the
+    device until fairseq prints them (its trainer reads the gradient norm at every update by itself).
     """
 
     def __init__(self, task, loss_weights=None):
@@ -53,6 +54,8 @@ class D2vRegressionCriterion(FairseqCriterion):
         if len(losses) > 1:
             logging_output.update({f"loss_{k}": v.detach() for k, v in losses.items()})
         logging_output.update(out.get("logs", {}))
+        if not model.training:
+            logging_output = {k: float(v) if torch.is_tensor(v) else v for k, v in logging_output.items()}
         return loss, out["sample_size"], logging_output
 
     def _weight(self, name):
@@ -67,15 +70,15 @@ class D2vRegressionCriterion(FairseqCriterion):
         """Aggregate logging outputs over micro-batches and ranks."""
         totals = {k: sum(log.get(k, 0) for log in logging_outputs) for k in COUNTS}
         size = totals["sample_size"]
-        metrics.log_scalar("loss", totals["loss"] / size, size, round=3)
+        log_mean("loss", totals["loss"] / size, size)
         for k in ("ntokens", "nsentences", "sample_size"):
-            metrics.log_scalar(k, totals[k])
+            log_mean(k, totals[k])
         for k in sorted({k for log in logging_outputs for k in log} - set(COUNTS)):
             if k.startswith("loss_"):
-                metrics.log_scalar(k, sum(log.get(k, 0) for log in logging_outputs) / size, size, round=3)
+                log_mean(k, sum(log.get(k, 0) for log in logging_outputs) / size, size)
             else:
                 seen = sum(log["_world_size"] for log in logging_outputs if k in log)
-                metrics.log_scalar(k, sum(log.get(k, 0) for log in logging_outputs) / seen, round=3)
+                log_mean(k, sum(log.get(k, 0) for log in logging_outputs) / seen)
 
     @staticmethod
     def logging_outputs_can_be_summed():
@@ -84,4 +87,6 @@ class D2vRegressionCriterion(FairseqCriterion):
 
 def _looking_for_nan(model):
     """True while fairseq repeats a step whose gradients were not finite: then, and only then, read the loss."""
+    while hasattr(model, "module"):  # DDP and fairseq's proxy around it
+        model = model.module
     return any(type(getattr(h, "__self__", None)).__name__ == "NanDetector" for h in model._forward_hooks.values())

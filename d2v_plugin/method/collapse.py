@@ -21,6 +21,13 @@ REMEDIES = (
     "check that weight decay is decoupled (d2v_adamw) and that the audio is not silence"
 )
 
+NOT_FINITE = (
+    "the loss is not finite at update {update}. Likely causes and remedies: a learning rate too high "
+    "(lower it or lengthen the warm-up), fp16 without loss scaling (use common.amp or bf16), or NaN in the "
+    "input (run `d2v manifest check --decode`). The last state is in crash.pt."
+)
+MIN_ROWS = 64
+
 
 @torch.no_grad()
 def spread(x, max_rows=1024):
@@ -63,20 +70,36 @@ class CollapseWatch:
         self._checked = update
         return True
 
-    def measure(self, **activations):
-        """``{name}_std`` and ``{name}_rank`` of each tensor, for the log."""
+    def measure(self, padding_mask=None, **activations):
+        """``{name}_std`` and ``{name}_rank`` of each tensor, for the log.
+
+        Args:
+            padding_mask: (B, T) bool; padded frames of (B, T, C) activations do not count.
+            activations: (B, T, C) or (M, C) each. The rank of fewer than ``MIN_ROWS`` rows is left out: it
+                would tell about the batch.
+        """
         logs = {}
         for name, x in activations.items():
-            logs[f"{name}_std"], logs[f"{name}_rank"] = spread(x)
+            if padding_mask is not None and x.dim() == 3:
+                x = x[~padding_mask]
+            logs[f"{name}_std"], rank = spread(x)
+            if x.shape[:-1].numel() >= MIN_ROWS:
+                logs[f"{name}_rank"] = rank
         return logs
 
-    def check(self, update, loss, **variances):
-        """Raises ``CollapseError`` on a non-finite loss or, after the guard period, on low variance."""
-        check_finite(update, loss)
+    def check(self, update, finite, **variances):
+        """Raises ``CollapseError`` on a non-finite loss or, after the guard period, on low variance.
+
+        Args:
+            finite: whether the loss is, on every rank.
+            variances: ``target_var`` and ``pred_var``, Python numbers, over all ranks.
+        """
+        if not finite:
+            raise CollapseError(NOT_FINITE.format(update=update))
         if update <= self.guard_updates:
             return
         for name, value in variances.items():
-            value, floor = float(value), self.floors[name]
+            floor = self.floors[name]
             if value < floor:
                 side = "teacher's targets" if name == "target_var" else "student's predictions"
                 raise CollapseError(
@@ -87,10 +110,5 @@ class CollapseWatch:
 
 def check_finite(update, loss):
     """Raises ``CollapseError`` when ``loss`` is not finite. Reads the device."""
-    loss = float(loss.detach())
-    if not math.isfinite(loss):
-        raise CollapseError(
-            f"the loss is {loss} at update {update}. Likely causes and remedies: a learning rate too high "
-            "(lower it or lengthen the warm-up), fp16 without loss scaling (use common.amp or bf16), or NaN in the "
-            "input (run `d2v manifest check --decode`). The last state is in crash.pt."
-        )
+    if not math.isfinite(float(loss.detach())):
+        raise CollapseError(NOT_FINITE.format(update=update))

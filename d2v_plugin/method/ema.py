@@ -51,7 +51,7 @@ class EMATeacher:
         if plan.averaged:
             # mul and add in this order and not lerp: the rounding of fairseq's EMAModule, so that runs compare.
             torch._foreach_mul_(plan.averaged, decay)
-            torch._foreach_add_(plan.averaged, plan.as_fp32(), alpha=1 - decay)
+            torch._foreach_add_(plan.averaged, plan.towards, alpha=1 - decay)
         if plan.copied:
             torch._foreach_copy_(plan.copied, plan.fresh)
         self._write_back()
@@ -104,7 +104,8 @@ class EMATeacher:
 class _Plan:
     """Which tensor goes where in an update, listed once: an update itself walks no parameters in Python.
 
-    ``averaged`` follow ``towards``; ``copied`` take the values of ``fresh``.
+    ``averaged`` follow ``towards``, which may be of half precision (the sum is fp32); ``copied`` take the values of
+    ``fresh``. Parameters frozen or replaced later are not noticed.
     """
 
     def __init__(self, student, means, shared):
@@ -114,11 +115,6 @@ class _Plan:
         equal += [(k, buffer) for k, buffer in student.named_buffers() if k in means]
         self.averaged, self.towards = [means[k] for k, _ in moving], [p for _, p in moving]
         self.copied, self.fresh = [means[k] for k, _ in equal], [p for _, p in equal]
-        self._half = any(p.dtype != torch.float32 for p in self.towards)
-
-    def as_fp32(self):
-        """The student's side of the average; converted only for a half-precision student."""
-        return [p.float() for p in self.towards] if self._half else self.towards
 
 
 def _as_fp32(tensor):

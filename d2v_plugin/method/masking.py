@@ -27,6 +27,7 @@ def span_mask(
     require_same_masks=True,
     mask_dropout=0.0,
     generator=None,
+    name="mask",
 ):
     """Draw a (B, T) bool mask on the CPU, True = masked.
 
@@ -42,11 +43,14 @@ def span_mask(
         require_same_masks: thin every row at random to the smallest masked count of the batch.
         mask_dropout: share of the masked frames unmasked again.
         generator: CPU ``torch.Generator``.
+        name: of the configuration keys, for messages: ``mask`` or ``mask_channel``.
     Raises:
         UserError: a span longer than a row allows, an unknown ``selection``, or a row that would be masked whole.
     """
     if selection not in SELECTIONS:
-        raise UserError(f"mask_selection must be one of {', '.join(SELECTIONS)}, got {selection!r}")
+        raise UserError(f"{name}_selection must be one of {', '.join(SELECTIONS)}, got {selection!r}")
+    if selection == "uniform" and not 0 <= other <= 2 * span:
+        raise UserError(f"{name}_other must lie between 0 and 2 * {name}_length for uniform lengths, got {other}")
     lengths = torch.as_tensor(lengths, dtype=torch.long)
     B = lengths.numel()
     count = (prob * lengths / span + torch.rand(B, generator=generator)).long().clamp_(min=min_masks)
@@ -69,8 +73,8 @@ def span_mask(
     blind = (count >= lengths) | (mask.sum(1) >= lengths)
     if bool(blind.any()):
         raise UserError(
-            f"mask_prob {prob} with mask_length {span} leaves nothing to see in a sample of "
-            f"{int(lengths[blind][0])} frames: lower one of them, or raise task.min_sample_size"
+            f"{name}_prob {prob} with {name}_length {span} leaves nothing of {int(lengths[blind][0])} "
+            + ("frames: lower one of them, or raise task.min_sample_size" if name == "mask" else "channels: lower one")
         )
     if require_same_masks:
         mask = _thin(mask, mask.sum(1).min().expand(B), generator)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from d2v_kernels import topk_instance_norm_mean
 
+from d2v_plugin.errors import UserError
+
 
 @dataclass(frozen=True)
 class TargetRecipe:
@@ -18,6 +20,8 @@ class TargetRecipe:
 
     ``time_major`` reproduces 1.0 audio, whose layers are (T, B, C): unless batch or instance norm has
     moved time last, group norm there runs over (B, C) of a frame and the final instance norm over B.
+    ``length_aware_targets`` takes statistics over time from the frames of each recording alone, so that
+    padding changes nothing; off by default, as upstream counts padded frames.
     Source: arXiv:2202.03555, section 3.3; arXiv:2212.07525, section 3.1.
     """
 
@@ -28,6 +32,14 @@ class TargetRecipe:
     layer_norm_targets: bool = False
     instance_norm_targets: bool = False
     time_major: bool = False
+    length_aware_targets: bool = False
+
+    def __post_init__(self):
+        if self.length_aware_targets and not self._fused:
+            raise UserError(
+                "length_aware_targets goes with at most one of instance_norm_target_layer and layer_norm_target_layer "
+                "and one of layer_norm_targets and instance_norm_targets; switch the other normalisations off"
+            )
 
     @classmethod
     def from_config(cls, cfg, time_major=False):
@@ -35,19 +47,21 @@ class TargetRecipe:
         return cls(**{f: bool(getattr(cfg, f, False)) for f in flags}, time_major=time_major)
 
     @torch.no_grad()
-    def __call__(self, layers, rows=None):
+    def __call__(self, layers, rows=None, lengths=None):
         """Average K layers into targets.
 
         Args:
             layers: K tensors (B, T, C), any strides with channel stride 1.
             rows: (M,) flat indices ``b * T + t``; only these rows are returned.
+            lengths: (B,) frames of each recording, or None; used by ``length_aware_targets``.
         Returns:
             (M, C) with rows, else (B, T, C); fp32, no gradient.
         """
         if self._fused:
             per_layer = _kind(self.instance_norm_target_layer, self.layer_norm_target_layer)
             final = _kind(self.instance_norm_targets, self.layer_norm_targets)
-            return topk_instance_norm_mean(layers, layer_norm=per_layer, final_norm=final, rows=rows)
+            lengths = lengths if self.length_aware_targets else None
+            return topk_instance_norm_mean(layers, layer_norm=per_layer, final_norm=final, rows=rows, lengths=lengths)
         y = sum(self._normalise_layer(x.float()) for x in layers) / len(layers)
         if self.layer_norm_targets:
             y = F.layer_norm(y, y.shape[-1:])

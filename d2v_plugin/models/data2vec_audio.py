@@ -1,6 +1,7 @@
 """data2vec 1.0 for audio, registered as ``data2vec_audio`` with upstream's fields, signature and state-dict keys."""
 
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -14,7 +15,7 @@ from d2v_plugin.errors import UserError
 from d2v_plugin.method.collapse import CollapseWatch
 from d2v_plugin.method.ema import EMATeacher, annealed_decay
 from d2v_plugin.method.masking import span_mask
-from d2v_plugin.method.regression import loss_scale, regression_loss
+from d2v_plugin.method.regression import loss_scale, over_all_ranks, regression_loss
 from d2v_plugin.method.targets import TargetRecipe
 from d2v_plugin.modules.conv_spec import ConvSpec
 from d2v_plugin.modules.feature_extractor import ConvFeatureExtractor
@@ -41,6 +42,10 @@ class Data2VecAudioConfig(Wav2Vec2Config):
     layer_norm_targets: bool = False
     batch_norm_target_layer: bool = False
     group_norm_target_layer: bool = False
+
+    length_aware_targets: bool = field(
+        default=False, metadata={"help": "target statistics over each recording's own frames, not its padding"}
+    )
 
     ema_decay: float = field(default=0.999, metadata={"help": "EMA decay at the start"})
     ema_end_decay: float = field(default=0.9999, metadata={"help": "EMA decay after annealing"})
@@ -102,9 +107,7 @@ class Data2VecAudioModel(BaseFairseqModel):
         self.final_proj = nn.Linear(cfg.encoder_embed_dim, cfg.encoder_embed_dim)
 
         self.target_recipe = TargetRecipe.from_config(cfg, time_major=True)
-        self.watch = CollapseWatch(
-            cfg.min_target_var, cfg.min_pred_var, cfg.collapse_guard_updates, cfg.watch_interval
-        )
+        self.watch = CollapseWatch(cfg.min_target_var, cfg.min_pred_var, cfg.collapse_guard_updates, cfg.watch_interval)
         self.ema = None
         self.num_updates = 0
         self._mask_draws = None
@@ -216,6 +219,7 @@ class Data2VecAudioModel(BaseFairseqModel):
             no_overlap=getattr(cfg, f"no_{kind}_overlap"),
             min_space=getattr(cfg, f"{kind}_min_space"),
             generator=self._mask_draws.generator(),
+            name=kind,
             **time_only,
         )
 
@@ -296,18 +300,21 @@ class Data2VecAudioModel(BaseFairseqModel):
         x = self.dropout_input(features)
         rows = None
         if mask:
-            x, mask_indices, rows = self.apply_mask(
-                x, frame_padding, mask_indices, mask_channel_indices, frame_lengths
-            )
+            x, mask_indices, rows = self.apply_mask(x, frame_padding, mask_indices, mask_channel_indices, frame_lengths)
         x, layer_results = self.encoder(x, frame_padding, layer=layer)
         if features_only:
             return {"x": x, "padding_mask": frame_padding, "layer_results": layer_results}
         if rows is None:
             raise UserError("pre-training needs masked frames: set model.mask_prob above 0 and call with mask=True")
 
-        targets = self._targets(teacher_input, frame_padding, source, padding_mask, source_lengths, rows)
+        targets, teacher_top = self._targets(teacher_input, frame_padding, source, padding_mask, source_lengths, rows)
         pred = self.final_proj(x.flatten(0, 1).index_select(0, rows))
-        return self._regress(pred, targets, extracted, x)
+        result, regression = self._regress(pred, targets)
+        if self.training and self.watch.due(self.num_updates):
+            result["logs"] = self.watch.measure(frame_padding, feature=extracted, student=x, teacher=teacher_top)
+            finite, target_std, pred_std = over_all_ranks(regression)
+            self.watch.check(self.num_updates, finite, target_var=target_std, pred_var=pred_std)
+        return result
 
     def _features(self, source, padding_mask, source_lengths):
         """Waveform to transformer input: ``(extracted, features, padding_mask, lengths)``, all by frame."""
@@ -329,26 +336,32 @@ class Data2VecAudioModel(BaseFairseqModel):
             _, features, frame_padding, _ = self.ema.model._features(source, padding_mask, source_lengths)
             encoder = self.ema.model.encoder
         _, results = encoder.extract_features(features, frame_padding, first_result=first)
-        return self.target_recipe([ffn.transpose(0, 1) for _, _, ffn in results], rows)
+        layers = [ffn.transpose(0, 1) for _, _, ffn in results]
+        lengths = None if frame_padding is None else (~frame_padding).sum(1)
+        return self.target_recipe(layers, rows, lengths), layers[-1]
 
-    def _regress(self, pred, targets, extracted, x):
+    def _regress(self, pred, targets):
         scale = loss_scale(self.cfg.loss_scale, pred.shape[-1])
-        loss, target_std, pred_std = regression_loss(pred, targets, beta=self.cfg.loss_beta, scale=scale)
+        regression = regression_loss(pred, targets, beta=self.cfg.loss_beta, scale=scale)
         result = {
-            "losses": {"regression": loss},
+            "losses": {"regression": regression.loss},
             "sample_size": pred.shape[0],
-            "target_var": target_std,
-            "pred_var": pred_std,
+            "target_var": regression.target_std,
+            "pred_var": regression.pred_std,
             "ema_decay": self.ema.decay * 1000,
         }
-        if self.training and self.watch.due(self.num_updates):
-            result["logs"] = self.watch.measure(feature=extracted, student=x, teacher=targets)
-            self.watch.check(self.num_updates, loss, target_var=target_std, pred_var=pred_std)
-        return result
+        return result, regression
 
     def extract_features(self, source, padding_mask, mask=False, layer=None):
         """The student's features: ``forward(features_only=True)``."""
         return self.forward(source, padding_mask, mask=mask, features_only=True, layer=layer)
+
+
+SHARES = ("mask_prob", "mask_channel_prob", "mask_dropout", "dropout", "attention_dropout", "activation_dropout")
+SHARES += ("dropout_input", "encoder_layerdrop", "ema_decay", "ema_end_decay")
+COUNTS = ("mask_length", "mask_channel_length", "conv_pos", "conv_pos_groups", "watch_interval")
+AMOUNTS = ("loss_beta", "mask_other", "mask_min_space", "min_target_var", "min_pred_var", "feature_grad_mult")
+RANGES = ((0, 1, SHARES), (1, math.inf, COUNTS), (0, math.inf, AMOUNTS))
 
 
 def _validate(cfg):
@@ -366,9 +379,13 @@ def _validate(cfg):
         )
     if cfg.conv_init not in ("random", "mel"):
         raise UserError(f"conv_init must be random or mel, got {cfg.conv_init!r}")
-    for key in ("mask_length", "mask_channel_length"):
-        if getattr(cfg, key) < 1:
-            raise UserError(f"{key} must be at least 1, got {getattr(cfg, key)}")
-    for key in ("mask_prob", "mask_channel_prob"):
-        if not 0 <= getattr(cfg, key) <= 1:
-            raise UserError(f"{key} must lie between 0 and 1, got {getattr(cfg, key)}")
+    for low, high, keys in RANGES:
+        for key in keys:
+            value = getattr(cfg, key)
+            if not low <= value <= high:
+                bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                raise UserError(f"model.{key} must be {bounds}, got {value}")
+    if cfg.encoder_embed_dim % cfg.conv_pos_groups:
+        raise UserError(
+            f"conv_pos_groups {cfg.conv_pos_groups} must divide encoder_embed_dim, which is {cfg.encoder_embed_dim}"
+        )

@@ -4,8 +4,11 @@ import pytest
 import torch
 from fairseq.logging import metrics
 from fairseq.logging.meters import MetersDict
+from fairseq.logging.progress_bar import format_stat
+from fairseq.nan_detector import NanDetector
 
 from d2v_plugin.criterions.d2v_regression import D2vRegressionCriterion
+from d2v_plugin.method.collapse import CollapseError
 
 
 class Model(torch.nn.Module):
@@ -68,3 +71,43 @@ def test_outputs_already_summed_over_ranks_give_the_same():
 
 def test_what_only_some_batches_log_is_averaged_over_those():
     assert reduced([log(student_rank=8.0), log()])["student_rank"] == pytest.approx(8.0)
+
+
+def test_values_are_printed_without_the_digits_of_fp32():
+    values = reduced([log(target_var=torch.tensor(0.6))])
+    assert format_stat(values["target_var"]) == 0.6
+    assert values["nsentences"] == 1
+
+
+def test_validation_logs_plain_numbers():
+    model = Model(losses={"r": torch.tensor(1.0)}, sample_size=1, target_var=torch.tensor(0.5)).eval()
+    assert {type(v) for v in D2vRegressionCriterion(None)(model, SAMPLE)[2].values()} <= {int, float}
+
+
+def test_means_survive_a_checkpoint():
+    with metrics.aggregate(new_root=True) as first:
+        D2vRegressionCriterion.reduce_metrics([log(target_var=torch.tensor(0.4))])
+    again = MetersDict()
+    again.load_state_dict(first.state_dict())
+    assert again.get_smoothed_value("target_var") == pytest.approx(0.4)
+
+
+def test_a_step_repeated_in_search_of_nan_reads_the_loss_also_behind_a_wrapper():
+    class Wrapper(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, **net_input):
+            return self.module(**net_input)
+
+    model = Model(losses={"r": torch.tensor(float("nan"))}, sample_size=1)
+    wrapped = Wrapper(Wrapper(model))
+    D2vRegressionCriterion(None)(wrapped, SAMPLE)
+    detector = NanDetector(torch.nn.Linear(1, 1))  # of another model: its own hooks choke on calls by keyword
+    model.register_forward_hook(lambda *_: None)
+    D2vRegressionCriterion(None)(wrapped, SAMPLE)
+    detector.has_printed_f = True
+    model.register_forward_hook(detector.fhook_fn)
+    with pytest.raises(CollapseError, match="loss is not finite"):
+        D2vRegressionCriterion(None)(wrapped, SAMPLE)

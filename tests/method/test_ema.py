@@ -101,11 +101,12 @@ def test_a_teacher_of_another_model_is_refused(damage):
         teacher.load_state_dict(state)
 
 
-def test_no_parameter_is_updated_in_a_python_loop():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_no_parameter_is_updated_in_a_python_loop(dtype):
     """The number of Python lines an update runs does not grow with the number of parameters."""
 
     def calls(depth):
-        student = nn.Sequential(*[nn.Linear(4, 4) for _ in range(depth)])
+        student = nn.Sequential(*[nn.Linear(4, 4) for _ in range(depth)]).to(dtype)
         teacher = EMATeacher(student)
         teacher.update(student, 0.9)
         lines = []

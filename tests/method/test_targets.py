@@ -1,5 +1,6 @@
 """The target recipe: fused and step-by-step paths agree, and padding does not move frames."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -50,12 +51,28 @@ def test_the_papers_recipes_take_the_fused_path_and_are_right(name, time_major):
 
 
 def test_every_combination_of_flags_gives_rows_of_the_whole():
-    names = [f for f in TargetRecipe.__dataclass_fields__ if f != "time_major"]
+    names = [f for f in TargetRecipe.__dataclass_fields__ if f not in ("time_major", "length_aware_targets")]
     layers = [torch.randn(3, 11, 8) for _ in range(2)]
     rows = torch.tensor([1, 12, 32])
     for flags in itertools.product([False, True], repeat=len(names)):
         recipe = TargetRecipe(**dict(zip(names, flags, strict=True)))
         torch.testing.assert_close(recipe(layers, rows), recipe(layers).flatten(0, 1)[rows])
+
+
+@pytest.mark.parametrize("name", ["speech 1.0", "images 2.0", "text 2.0 large"])
+def test_length_aware_targets_do_not_see_padding(name):
+    recipe = dataclasses.replace(PAPER[name], length_aware_targets=True)
+    lengths = [29, 17, 5]
+    layers = [torch.randn(3, 29, 20) * 3 + 5 for _ in range(4)]
+    together = recipe(layers, None, torch.tensor(lengths))
+    for b, n in enumerate(lengths):
+        torch.testing.assert_close(together[b : b + 1, :n], PAPER[name]([x[b : b + 1, :n] for x in layers]))
+    assert not torch.allclose(PAPER[name](layers, None, torch.tensor(lengths))[1, :17], together[1, :17])
+
+
+def test_length_aware_targets_refuse_what_they_cannot_do():
+    with pytest.raises(ValueError, match="length_aware_targets goes with at most one"):
+        TargetRecipe(batch_norm_target_layer=True, length_aware_targets=True)
 
 
 def test_targets_carry_no_gradient_and_are_fp32():

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from fairseq.logging import metrics
 
 from d2v_plugin.criterions.d2v_regression import D2vRegressionCriterion
 from d2v_plugin.errors import UserError
@@ -136,7 +137,7 @@ def test_a_whole_model_teacher_averages_k_layers():
     model = make(ema_transformer_only=False, ema_layers_only=False, average_top_k_layers=1).eval()
     source = torch.randn(2, 4000)
     seen = []
-    model.target_recipe = lambda layers, rows: seen.append(len(layers)) or torch.zeros(len(rows), 16)
+    model.target_recipe = lambda layers, rows, lengths: seen.append(len(layers)) or torch.zeros(len(rows), 16)
     model(source)
     assert seen == [1]
 
@@ -305,6 +306,10 @@ def test_a_step_outside_the_watch_interval_reads_nothing(padded):
     assert isinstance(loss, OnDevice) and isinstance(logs["target_var"], OnDevice)
     loss.backward()
     model.set_num_updates(2)
+    with metrics.aggregate(new_root=True) as found:
+        criterion.reduce_metrics([logs, logs])
+        values = found.get_smoothed_values()  # fairseq asks for them at every update
+    assert isinstance(values["loss"], OnDevice) and isinstance(values["target_var"], OnDevice)
 
 
 def test_the_watch_reads_at_its_interval():
@@ -321,6 +326,20 @@ def test_the_watch_logs_spread_and_rank_at_three_places():
     model = make(watch_interval=1).train()
     logs = model(torch.randn(2, 4000))["logs"]
     assert set(logs) == {f"{place}_{what}" for place in ("feature", "student", "teacher") for what in ("std", "rank")}
+
+
+def test_the_watch_looks_at_the_teacher_before_normalisation_and_past_padding():
+    model = make(watch_interval=1, instance_norm_target_layer=True).train()
+    source, padding_mask, lengths = padded_batch()
+    before = model(source, padding_mask, source_lengths=lengths)
+    with torch.no_grad():  # the last layer grows; instance norm hides it from the targets
+        model.ema.model.layers[-1].fc2.weight.mul_(1000), model.ema.model.layers[-1].fc2.bias.mul_(1000)
+    source[1, 3200:] = 100.0  # what lies in the padding is not looked at
+    model.watch._checked = None
+    after = model(source, padding_mask, source_lengths=lengths)
+    assert float(after["logs"]["teacher_std"]) > 300 * float(before["logs"]["teacher_std"])
+    assert float(after["target_var"]) < 1.5
+    assert float(after["logs"]["feature_std"]) == pytest.approx(float(before["logs"]["feature_std"]), rel=0.02)
 
 
 def test_a_collapsed_student_stops_the_run():
@@ -349,8 +368,15 @@ def test_a_collapsed_student_stops_the_run():
         ({"encoder_attention_heads": 5}, "not a multiple of encoder_attention_heads 5"),
         ({"final_norm_type": "deepnorm"}, "both be layer or both be deepnorm, got 'layer' and 'deepnorm'"),
         ({"conv_init": "gabor"}, "conv_init must be random or mel"),
-        ({"mask_length": 0}, "mask_length must be at least 1"),
-        ({"mask_prob": 1.5}, "mask_prob must lie between 0 and 1"),
+        ({"mask_length": 0}, "mask_length must be at least 1, got 0"),
+        ({"mask_dropout": 2.0}, "mask_dropout must be between 0 and 1"),
+        ({"dropout": 2.0}, "model.dropout must be between 0 and 1"),
+        ({"encoder_layerdrop": 2.0}, "encoder_layerdrop must be between 0 and 1"),
+        ({"ema_decay": 1.5}, "ema_decay must be between 0 and 1"),
+        ({"loss_beta": -1.0}, "loss_beta must be at least 0"),
+        ({"watch_interval": -5}, "watch_interval must be at least 1"),
+        ({"conv_pos_groups": 5}, "conv_pos_groups 5 must divide encoder_embed_dim, which is 16"),
+        ({"mask_prob": 1.5}, "mask_prob must be between 0 and 1"),
     ],
 )
 def test_configurations_that_cannot_work(overrides, message):
@@ -369,5 +395,5 @@ def test_pretraining_without_a_mask():
 
 
 def test_an_impossible_mask():
-    with pytest.raises(ValueError, match="leaves nothing to see"):
+    with pytest.raises(ValueError, match="leaves nothing of"):
         make(mask_prob=1.0, mask_length=1)(torch.randn(1, 400))

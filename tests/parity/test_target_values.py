@@ -27,7 +27,7 @@ def targets_and_predictions(theirs, ours, source, padding_mask, mask):
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         # Upstream measures the variance of its targets, then of its predictions.
         patch.setattr(theirs, "compute_var", lambda y: expected.append(y) or variance(y))
-        patch.setattr(ours, "target_recipe", lambda layers, rows: targets.append(recipe(layers, rows)) or targets[-1])
+        patch.setattr(ours, "target_recipe", lambda *args: targets.append(recipe(*args)) or targets[-1])
         hook = ours.final_proj.register_forward_hook(lambda module, inputs, output: predictions.append(output))
         for model in (theirs, ours):
             model(source=source, padding_mask=padding_mask, mask_indices=mask.clone())
