@@ -13,7 +13,7 @@ LM = ["flashlight-text; python_version < '3.13' and sys_platform == 'linux' and 
 setup(
     name="d2v-plugin",
     version=VERSION,
-    description="data2vec 1.0 and 2.0 for fairseq, with fused Triton kernels",
+    description="data2vec for fairseq: self-supervised speech with fused Triton kernels",
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="MIT",

@@ -1,1 +1,1 @@
-"""What makes it data2vec, once for both versions and all modalities. Needs torch and ``d2v_kernels`` only."""
+"""What makes it data2vec, once and for every model. Needs torch and ``d2v_kernels`` only."""

@@ -1,1 +1,1 @@
-"""Networks of both versions, free of fairseq."""
+"""Networks, free of fairseq."""
