@@ -311,9 +311,9 @@ class Data2VecAudioModel(BaseFairseqModel):
         pred = self.final_proj(x.flatten(0, 1).index_select(0, rows))
         result, regression = self._regress(pred, targets)
         if self.training and self.watch.due(self.num_updates):
-            result["logs"] = self.watch.measure(frame_padding, feature=extracted, student=x, teacher=teacher_top)
             finite, target_std, pred_std = over_all_ranks(regression)
             self.watch.check(self.num_updates, finite, target_var=target_std, pred_var=pred_std)
+            result["logs"] = self.watch.measure(frame_padding, feature=extracted, student=x, teacher=teacher_top)
         return result
 
     def _features(self, source, padding_mask, source_lengths):

@@ -342,6 +342,14 @@ def test_the_watch_looks_at_the_teacher_before_normalisation_and_past_padding():
     assert float(after["logs"]["feature_std"]) == pytest.approx(float(before["logs"]["feature_std"]), rel=0.02)
 
 
+def test_a_diverged_student_stops_the_run_at_once():
+    model = make(watch_interval=1).train()
+    with torch.no_grad():
+        model.encoder.layers[0].fc1.weight.fill_(float("nan"))
+    with pytest.raises(CollapseError, match="the loss is not finite at update 0"):
+        model(torch.randn(2, 4000))
+
+
 def test_a_collapsed_student_stops_the_run():
     model = make(watch_interval=1, collapse_guard_updates=3).train()
     with torch.no_grad():
