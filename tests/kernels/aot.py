@@ -24,6 +24,22 @@ class Resources:
     threads: int
 
 
+# (kernel, arch) -> one a variant, for the table at the end of the run
+MEASURED: dict[tuple[str, int], list[Resources]] = {}
+
+
+def summary() -> list[str]:
+    """One line a kernel and architecture: the most that any of its variants takes."""
+    lines = []
+    for (kernel, arch), found in sorted(MEASURED.items()):
+        most = {name: max(getattr(r, name) for r in found) for name in ("registers", "shared", "spills")}
+        lines.append(
+            f"sm_{arch} {kernel:<27} {len(found):2} compiled, at most {most['registers']:3} registers a thread, "
+            f"{most['shared']:6} B shared, {most['spills']} B spilled"
+        )
+    return lines
+
+
 def compile_kernel(kernel, arguments: dict, arch: int, num_warps: int, num_stages: int = 3) -> Resources:
     """Compile for sm_{arch}.
 

@@ -49,3 +49,13 @@ def poisoned_memory(monkeypatch) -> None:
         return x.fill_(float("nan")) if x.is_floating_point() else x
 
     monkeypatch.setattr(torch, "empty", poisoned)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """What the kernels take, where test_aot.py compiled them."""
+    aot = sys.modules.get("aot")
+    lines = aot.summary() if aot else []
+    if lines:
+        terminalreporter.section("kernels compiled ahead of time")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -1,7 +1,11 @@
-"""Every kernel compiled ahead of time for sm_80 and sm_90 at real sizes: nothing may spill. ``pytest -s`` shows all."""
+"""Every kernel compiled ahead of time for sm_80 and sm_90 at real sizes: nothing may spill.
 
+conftest.py shows the most that each kernel takes at the end of the run; ``pytest -s`` shows every variant.
+"""
+
+import aot
 import pytest
-from aot import compile_kernel
+from aot import MEASURED, Resources, compile_kernel
 from d2v_kernels import masked_smooth_l1_triton as loss
 from d2v_kernels import topk_instance_norm_mean_triton as topk
 
@@ -20,6 +24,7 @@ def compile_and_check(kernel, name, arguments, config, arch):
     num_warps = config.pop("num_warps")
     resources = compile_kernel(kernel, {**arguments, **config}, arch, num_warps)
     show(name, arch, resources)
+    MEASURED.setdefault((kernel.fn.__name__.strip("_"), arch), []).append(resources)
     assert resources.spills == 0
     # what a program may have on compute capability 8.6 and 8.9
     assert resources.shared <= 99 * 1024
@@ -118,3 +123,11 @@ def test_merge(arch):
                  "moments_ptr": "*fp32", "M": "i32", "C": "i32*16", "blocks": "i32", "partials": "i32",
                  "scale": "fp32", "BLOCK_M": loss.BLOCK_CONFIG["BLOCK_M"]}
     compile_and_check(loss._merge_kernel, "loss merge", arguments, loss.MERGE_CONFIG, arch)
+
+
+def test_the_table_shows_the_most_of_each_kernel_and_architecture(monkeypatch):
+    found = {("b", 90): [Resources(10, 0, 64, 128)], ("a", 80): [Resources(40, 0, 8, 128), Resources(30, 4, 16, 128)]}
+    monkeypatch.setattr(aot, "MEASURED", found)
+    first, second = (line.split() for line in aot.summary())
+    assert first[:3] == ["sm_80", "a", "2"] and second[:3] == ["sm_90", "b", "1"]
+    assert [word for word in first if word.isdigit()] == ["2", "40", "16", "4"]
