@@ -53,12 +53,13 @@ def test_training_progress_is_read_from_the_log(driver, tmp_path):
     assert command.log.read_text().count("\n") == 2
 
 
-def test_a_budget_stops_at_its_minutes_and_keeps_labels_beside_their_audio(driver, tmp_path):
+def test_a_budget_stops_at_its_minutes_and_keeps_labels_beside_their_audio(driver, tmp_path, capsys):
     full = driver("full")
     lines = [f"{n}.wav\t{(4 + n % 10) * 16000}" for n in range(60)]
     (tmp_path / "train.tsv").write_text("\n".join(["root", *lines]) + "\n")
     (tmp_path / "train.ltr").write_text("".join(f"{n} |\n" for n in range(60)))
-    full.write_budget(tmp_path, 3)
+    actual = full.write_budget(tmp_path, 3)
+    assert capsys.readouterr().out == ""
     root, *chosen = (tmp_path / "train_3min.tsv").read_text().splitlines()
     labels = (tmp_path / "train_3min.ltr").read_text().splitlines()
     frames = [int(line.split("\t")[1]) for line in chosen]
@@ -66,14 +67,23 @@ def test_a_budget_stops_at_its_minutes_and_keeps_labels_beside_their_audio(drive
     assert max(frames) <= 12 * 16000
     assert 180 <= sum(frames) / 16000 < 180 + 12
     assert chosen != lines[: len(chosen)]
+    assert actual == sum(frames) / 16000 / 60
+
+
+def test_a_budget_that_is_not_there_is_told(driver, tmp_path, capsys):
+    (tmp_path / "train.tsv").write_text(f"root\na.wav\t{6 * 16000}\nlong.wav\t{13 * 16000}\nb.wav\t{9 * 16000}\n")
+    (tmp_path / "train.ltr").write_text("A |\nL |\nB |\n")
+    assert driver("full").write_budget(tmp_path, 3) == 0.25
+    assert capsys.readouterr().out == "train_3min: all recordings of up to 12 s make 0.2 minutes, not 3\n"
 
 
 def test_tables_say_what_was_measured(driver):
     report = driver("report")
     runs = {"finetune": [{"cer": 30.0, "wer": 60.0}, {"cer": 40.0, "wer": 70.0}]}
     runs["scratch"] = [{"cer": 50.0, "wer": 80.0}, {"cer": 50.0, "wer": 80.0}]
-    table = report.write_full_table({10: runs}, 120)
+    table = report.write_full_table({10: runs}, {10: 8.7}, 120)
     assert "35.0 +- 7.1 %" in table and "50.0 +- 0.0 %" in table and "2 minutes" in table
+    assert "| 8.7 min |" in table and "10 min" not in table
 
     probe = [{"layer": 1, "mfcc": 0.5, "letters": None, "letters_error": None}]
     results = {"data": {"train": {"recordings": 3, "minutes": 1.25}, "test": None}, "seconds": {"pretrain": 12.3}}

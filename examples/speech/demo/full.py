@@ -23,8 +23,7 @@ def run_full(out, updates):
     words = ["python", "examples/speech/prepare_prompts.py", "--dest", data, "--languages", *LANGUAGES]
     print("\n== Data: the prompts of five languages", flush=True)
     run_together(Command("prepare", words))
-    for minutes in MINUTES:
-        write_budget(data, minutes)
+    labelled = {minutes: write_budget(data, minutes) for minutes in MINUTES}
 
     print("\n== Pre-training on all of them", flush=True)
     took = out / "pretrain" / "seconds.json"
@@ -39,7 +38,7 @@ def run_full(out, updates):
             print(f"\n== {minutes} minutes of labels, seed {seed}", flush=True)
             for run, result in fine_tune(out, data, minutes, seed, updates[1]).items():
                 scores.setdefault(minutes, {}).setdefault(run, []).append(result)
-    table = write_full_table(scores, json.loads(took.read_text()))
+    table = write_full_table(scores, labelled, json.loads(took.read_text()))
     (out / "results.json").write_text(json.dumps(scores, indent=2) + "\n")
     (out / "results.md").write_text(table)
     print(f"\n{table}\nAll of it is in {out}")
@@ -70,11 +69,15 @@ def scoring(folder, manifest):
 
 
 def write_budget(data, minutes):
-    """``train_<minutes>min``: recordings of up to 12 s in the order of their hash, until the minutes are reached."""
+    """``train_<minutes>min``: recordings of up to 12 s in the order of their hash, until the minutes are reached.
+
+    Returns the minutes chosen (16 kHz), and says so when there were not as many as asked for.
+    """
     root, *lines = (data / "train.tsv").read_text().splitlines()
     letters = (data / "train.ltr").read_text().splitlines()
     pairs = sorted(zip(lines, letters, strict=True), key=lambda p: hashlib.md5(p[0].encode()).hexdigest())
-    chosen, left = [], minutes * 60 * 16000
+    wanted = left = minutes * 60 * 16000
+    chosen = []
     for line, text in pairs:
         frames = int(line.split("\t")[1])
         if frames <= 12 * 16000 and left > 0:
@@ -82,3 +85,7 @@ def write_budget(data, minutes):
             left -= frames
     (data / f"train_{minutes}min.tsv").write_text("\n".join([root, *(line for line, _ in chosen)]) + "\n")
     (data / f"train_{minutes}min.ltr").write_text("\n".join(text for _, text in chosen) + "\n")
+    actual = (wanted - left) / 16000 / 60
+    if left > 0:
+        print(f"train_{minutes}min: all recordings of up to 12 s make {actual:.1f} minutes, not {minutes}", flush=True)
+    return actual

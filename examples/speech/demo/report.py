@@ -63,8 +63,11 @@ def _seconds(seconds):
     return _table(("stage", "seconds"), [(k, f"{v:.0f}") for k, v in seconds.items()])
 
 
-def write_full_table(scores, pretrain_seconds):
-    """``scores``: {minutes: {run: [{"cer", "wer"}, one a seed]}} as Markdown, mean and standard deviation."""
+def write_full_table(scores, labelled, pretrain_seconds):
+    """``scores``: {minutes: {run: [{"cer", "wer"}, one a seed]}} as Markdown, mean and standard deviation.
+
+    ``labelled``: {minutes: the minutes of labels there really were}, which is what the table shows.
+    """
     rows = []
     for minutes, runs in scores.items():
         for run, what in RUNS.items():
@@ -72,6 +75,6 @@ def write_full_table(scores, pretrain_seconds):
             for key in ("cer", "wer"):
                 values = [s[key] for s in runs[run]]
                 cells.append(f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f} %")
-            rows.append((f"{minutes} min", what, *cells))
+            rows.append((f"{labelled[minutes]:.1f} min", what, *cells))
     table = _table(("labels", "CTC, mean +- standard deviation of 3 seeds", "character error", "word error"), rows)
     return f"{table}\nPre-training took {pretrain_seconds / 60:.0f} minutes.\n"
