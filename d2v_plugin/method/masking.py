@@ -76,8 +76,13 @@ def span_mask(
             f"{name}_prob {prob} with {name}_length {span} leaves nothing of {int(lengths[blind][0])} "
             + ("frames: lower one of them, or raise task.min_sample_size" if name == "mask" else "channels: lower one")
         )
+    return _reduce(mask, require_same_masks, mask_dropout, generator)
+
+
+def _reduce(mask, require_same_masks, mask_dropout, generator):
+    """Unmask at random: down to the smallest count of the batch, then by the share ``mask_dropout``."""
     if require_same_masks:
-        mask = _thin(mask, mask.sum(1).min().expand(B), generator)
+        mask = _thin(mask, mask.sum(1).min().expand(mask.shape[0]), generator)
     if mask_dropout > 0:
         kept = mask.sum(1) - torch.round(mask.sum(1) * mask_dropout).long()
         mask = _thin(mask, kept, generator)

@@ -1,15 +1,10 @@
 """data2vec 1.0 for audio, registered as ``data2vec_audio`` with upstream's fields, signature and state-dict keys."""
 
 import logging
-import math
-from dataclasses import dataclass, field
-from typing import Optional
 
 import torch
 import torch.nn as nn
 from fairseq.models import BaseFairseqModel, register_model
-from fairseq.models.wav2vec import Wav2Vec2Config
-from omegaconf import II
 
 from d2v_plugin.errors import UserError
 from d2v_plugin.method.collapse import CollapseWatch
@@ -17,6 +12,7 @@ from d2v_plugin.method.ema import EMATeacher, annealed_decay
 from d2v_plugin.method.masking import span_mask
 from d2v_plugin.method.regression import loss_scale, over_all_ranks, regression_loss
 from d2v_plugin.method.targets import TargetRecipe
+from d2v_plugin.models.data2vec_audio_config import Data2VecAudioConfig, validate
 from d2v_plugin.modules.conv_spec import ConvSpec
 from d2v_plugin.modules.feature_extractor import ConvFeatureExtractor
 from d2v_plugin.modules.grad import scale_gradient
@@ -28,53 +24,13 @@ from d2v_plugin.randomness import DrawStream, data_rank
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Data2VecAudioConfig(Wav2Vec2Config):
-    """Upstream's fields; those of wav2vec 2.0 that data2vec does not use are accepted and ignored."""
-
-    loss_beta: float = field(default=0, metadata={"help": "beta of smooth L1; 0 means squared error"})
-    loss_scale: Optional[float] = field(default=None, metadata={"help": "factor on the loss; default 1/sqrt(dim)"})
-    average_top_k_layers: int = field(default=8, metadata={"help": "K: how many top layers make the target"})
-
-    layer_norm_target_layer: bool = False
-    instance_norm_target_layer: bool = False
-    instance_norm_targets: bool = False
-    layer_norm_targets: bool = False
-    batch_norm_target_layer: bool = False
-    group_norm_target_layer: bool = False
-
-    length_aware_targets: bool = field(
-        default=False, metadata={"help": "target statistics over each recording's own frames, not its padding"}
-    )
-
-    ema_decay: float = field(default=0.999, metadata={"help": "EMA decay at the start"})
-    ema_end_decay: float = field(default=0.9999, metadata={"help": "EMA decay after annealing"})
-    ema_anneal_end_step: int = II("optimization.max_update")
-    ema_transformer_only: bool = field(default=True, metadata={"help": "the teacher shares the feature extractor"})
-    ema_layers_only: bool = field(
-        default=True, metadata={"help": "the teacher shares the feature extractor and the positional convolution"}
-    )
-    max_update: int = II("optimization.max_update")
-
-    min_target_var: float = field(default=0.1, metadata={"help": "stop when the targets' std falls below this"})
-    min_pred_var: float = field(default=0.01, metadata={"help": "stop when the predictions' std falls below this"})
-    collapse_guard_updates: int = field(default=5000, metadata={"help": "no such stop up to this update"})
-    # Named in upstream's AudioSet recipe, in no published version of its code.
-    self_attn_norm_type: str = field(default="layer", metadata={"help": "layer, or deepnorm (arXiv:2203.00555)"})
-    final_norm_type: str = field(default="layer", metadata={"help": "the same value as self_attn_norm_type"})
-    conv_init: str = field(
-        default="random", metadata={"help": "random, or mel: the first convolution starts as a filterbank (16 kHz)"}
-    )
-    watch_interval: int = field(default=100, metadata={"help": "updates between two looks of the collapse watch"})
-
-
 @register_model("data2vec_audio", dataclass=Data2VecAudioConfig)
 class Data2VecAudioModel(BaseFairseqModel):
     """The student, and around it the EMA teacher made by the first ``set_num_updates``."""
 
     def __init__(self, cfg):
         super().__init__()
-        _validate(cfg)
+        validate(cfg)
         self.cfg = cfg
         self.conv_spec = ConvSpec.parse(cfg.conv_feature_layers)
         extractor_dim = self.conv_spec[-1][0]
@@ -355,37 +311,3 @@ class Data2VecAudioModel(BaseFairseqModel):
     def extract_features(self, source, padding_mask, mask=False, layer=None):
         """The student's features: ``forward(features_only=True)``."""
         return self.forward(source, padding_mask, mask=mask, features_only=True, layer=layer)
-
-
-SHARES = ("mask_prob", "mask_channel_prob", "mask_dropout", "dropout", "attention_dropout", "activation_dropout")
-SHARES += ("dropout_input", "encoder_layerdrop", "ema_decay", "ema_end_decay")
-COUNTS = ("mask_length", "mask_channel_length", "conv_pos", "conv_pos_groups", "watch_interval")
-AMOUNTS = ("loss_beta", "mask_other", "mask_min_space", "min_target_var", "min_pred_var", "feature_grad_mult")
-RANGES = ((0, 1, SHARES), (1, math.inf, COUNTS), (0, math.inf, AMOUNTS))
-
-
-def _validate(cfg):
-    if not 1 <= cfg.average_top_k_layers <= cfg.encoder_layers:
-        raise UserError(
-            f"average_top_k_layers {cfg.average_top_k_layers} must lie between 1 and encoder_layers, "
-            f"which is {cfg.encoder_layers}"
-        )
-    if str(cfg.layer_type) != "transformer":
-        raise UserError(f"layer_type {cfg.layer_type} is not part of data2vec; set it to transformer")
-    if (cfg.self_attn_norm_type, cfg.final_norm_type) not in (("layer", "layer"), ("deepnorm", "deepnorm")):
-        raise UserError(
-            "self_attn_norm_type and final_norm_type must both be layer or both be deepnorm, "
-            f"got {cfg.self_attn_norm_type!r} and {cfg.final_norm_type!r}"
-        )
-    if cfg.conv_init not in ("random", "mel"):
-        raise UserError(f"conv_init must be random or mel, got {cfg.conv_init!r}")
-    for low, high, keys in RANGES:
-        for key in keys:
-            value = getattr(cfg, key)
-            if not low <= value <= high:
-                bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-                raise UserError(f"model.{key} must be {bounds}, got {value}")
-    if cfg.encoder_embed_dim % cfg.conv_pos_groups:
-        raise UserError(
-            f"conv_pos_groups {cfg.conv_pos_groups} must divide encoder_embed_dim, which is {cfg.encoder_embed_dim}"
-        )
