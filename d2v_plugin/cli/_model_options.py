@@ -32,12 +32,14 @@ def check_model_options(args: argparse.Namespace) -> None:
         raise UserError(f"--max-bad must be -1 (any number), 0 or more, got {args.max_bad}")
 
 
-def open_model(args: argparse.Namespace, manifest: Path, **how) -> "LoadedModel":
-    """The model of ``args.checkpoint`` on ``args.device``; ``how`` goes to ``load_model``."""
+def open_model(args: argparse.Namespace, manifest: Path, checkpoint: Path | None = None, **how) -> "LoadedModel":
+    """The model of ``checkpoint``, else of ``args.checkpoint``, on ``args.device``; ``how`` goes to ``load_model``."""
     from d2v_plugin.eval.load import load_model, pick_device
 
     device = pick_device(args.device)
-    return load_model(args.checkpoint, device=device, dictionary=args.dictionary, manifest=manifest, **how)
+    return load_model(
+        checkpoint or args.checkpoint, device=device, dictionary=args.dictionary, manifest=manifest, **how
+    )
 
 
 def print_model(loaded: "LoadedModel", max_seconds: float) -> None:

@@ -3,40 +3,37 @@
 Sound: ridge regression from one frame of features to MFCCs 2-13 of the 25 ms around the same instant, scored by R2 on
 the frames of other recordings. The first coefficient is left out: loudness is easy and says little.
 
-Letters: ridge regression from the features summed over a recording to how often each letter stands in its transcript.
-Since sum_t w.x_t = w.(sum_t x_t), this fits one linear detector of each letter per frame whose outputs add up to the
-count, which needs neither an alignment nor training by gradient descent. (A linear CTC layer would need many passes,
-leaves its all-blank plateau late or never on minutes of labels, and depends on its schedule; whether a letter occurs
-at all says little in long sentences.) A longer recording has more of everything, so the score is R2 over a predictor
-that knows the duration only: 0 means the features add nothing, 1 means every count is right. Its standard error is
-that of a bootstrap over the test recordings.
+Letters: a CTC model aligns the transcripts, so that each letter has its frame (``align.py``). Ridge regression from
+that frame of features to which letter it is, one output a letter, scored by how many letters of other recordings have
+the largest output. It is one frame, not a window: what is measured is what a frame holds, and the fit stays as small as
+the features are wide. The same alignment serves every layer and the untrained network, so its mistakes lower all
+scores alike. Neighbouring letters are not independent, so the standard error is that of a bootstrap over recordings.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from d2v_plugin.errors import UserError
+from d2v_plugin.eval.align import AlignedLetters
 from d2v_plugin.eval.features import iterate_features
 from d2v_plugin.eval.load import LoadedModel
 from d2v_plugin.eval.mfcc import mfcc
 from d2v_plugin.eval.ridge import fit_ridge, r2_score
 from d2v_plugin.eval.utterances import Utterances
 
-# frames beyond this change the fit in the third digit and cost time and memory
+# frames or letters beyond this change the fit in the third digit and cost time and memory
 MAX_FRAMES = 30_000
-# a letter in fewer test recordings than this is scored by chance
-MIN_OCCURRENCES = 5
 BOOTSTRAP_ROUNDS = 200
 
 
 @dataclass(frozen=True)
 class LayerScore:
-    """``mfcc``: R2; ``letters``: R2 beyond duration with its standard error, None without labels."""
+    """``mfcc``: R2; ``letters``: fraction that is right, with its standard error, None without an alignment."""
 
     layer: int
     mfcc: float
@@ -44,115 +41,127 @@ class LayerScore:
     letters_error: float | None
 
 
-@dataclass
-class Collected:
-    """Features of one set of recordings, in the order of its manifest.
+@dataclass(frozen=True)
+class Rows:
+    """What a probe is fitted on or scored on.
 
-    ``frames``: {layer: (N, C)}; ``groups``: (N,) recording of each frame; ``targets``: (N, 12) MFCCs;
-    ``sums``: {layer: (U, C)}; ``durations``: (U,) frames; ``indices``: (U,) positions in the manifest.
+    ``frames``: {layer: (N, C)}; ``groups``: (N,) recording of each frame; ``targets``: (N, 12) MFCCs or (N,) letters.
     """
 
     frames: dict[int, np.ndarray]
     groups: np.ndarray
     targets: np.ndarray
-    sums: dict[int, np.ndarray]
-    durations: np.ndarray
-    indices: np.ndarray
+
+    @property
+    def recordings(self) -> int:
+        return len(np.unique(self.groups))
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Both kinds of rows of one set of recordings; ``letters`` is None without an alignment."""
+
+    sound: Rows
+    letters: Rows | None
+
+
+class _Growing:
+    """Rows while they are collected."""
+
+    def __init__(self, layers: Sequence[int]):
+        self.frames: dict[int, list] = {layer: [] for layer in layers}
+        self.groups: list[np.ndarray] = []
+        self.targets: list[np.ndarray] = []
+
+    def add(self, index: int, outputs: Mapping, kept: np.ndarray, targets: np.ndarray) -> None:
+        for layer, output in outputs.items():
+            self.frames[layer].append(output.numpy()[kept])
+        self.groups.append(np.full(len(kept), index))
+        self.targets.append(targets)
+
+    def rows(self) -> Rows:
+        frames = {layer: np.concatenate(parts) for layer, parts in self.frames.items()}
+        return Rows(frames, np.concatenate(self.groups), np.concatenate(self.targets))
 
 
 def collect(
-    loaded: LoadedModel, utterances: Utterances, layers: Sequence[int], max_seconds: float, watch=lambda items: items
+    loaded: LoadedModel,
+    utterances: Utterances,
+    layers: Sequence[int],
+    max_seconds: float,
+    aligned: Mapping[int, AlignedLetters] | None = None,
+    watch=lambda items: items,
 ) -> Collected:
     """Run the model once and keep what both probes need.
 
     Args:
+        aligned: letters by position in the manifest; each takes the frame whose centre is nearest.
         watch: wraps the iterator, to show progress.
     """
     step = max(1, math.ceil(int(utterances.manifest.sizes.sum()) / loaded.stride / MAX_FRAMES))
-    frames: dict[int, list] = {layer: [] for layer in layers}
-    sums: dict[int, list] = {layer: [] for layer in layers}
-    groups, targets, durations, indices = [], [], [], []
+    letter_step = max(1, math.ceil(sum(len(a.letters) for a in (aligned or {}).values()) / MAX_FRAMES))
+    sound, letters = _Growing(layers), _Growing(layers)
+    first_centre = (loaded.receptive_field - 1) / 2
     for index, outputs in watch(iterate_features(loaded, utterances, layers, max_seconds)):
         count = len(next(iter(outputs.values())))
         kept = np.arange(index % step, count, step)
         if len(kept):
-            centres = kept * loaded.stride + (loaded.receptive_field - 1) / 2
-            targets.append(mfcc(utterances.read(index), loaded.sample_rate, centres))
-            groups.append(np.full(len(kept), index))
-        for layer, output in outputs.items():
-            values = output.numpy()
-            sums[layer].append(values.sum(0, dtype=np.float64))
-            frames[layer].append(values[kept])
-        durations.append(count)
-        indices.append(index)
-    return Collected(
-        {layer: np.concatenate(parts) for layer, parts in frames.items()},
-        np.concatenate(groups),
-        np.concatenate(targets),
-        {layer: np.stack(parts) for layer, parts in sums.items()},
-        np.array(durations, dtype=np.float64),
-        np.array(indices),
-    )
+            centres = kept * loaded.stride + first_centre
+            sound.add(index, outputs, kept, mfcc(utterances.read(index), loaded.sample_rate, centres))
+        if aligned and index in aligned:
+            chosen = slice(index % letter_step, None, letter_step)
+            samples = aligned[index].seconds[chosen] * loaded.sample_rate
+            nearest = np.rint((samples - first_centre) / loaded.stride).astype(np.int64).clip(0, count - 1)
+            letters.add(index, outputs, nearest, np.array(list(aligned[index].letters[chosen]), dtype="U1"))
+    return Collected(sound.rows(), letters.rows() if letters.groups else None)
 
 
-def letter_counts(texts: Iterable[str], letters: Sequence[str]) -> np.ndarray:
-    """(U, letters) float64."""
-    return np.array([[text.count(letter) for letter in letters] for text in texts], dtype=np.float64)
+def _check(train: Rows | None, test: Rows | None, what: str, advice: str) -> None:
+    counts = [0 if rows is None else rows.recordings for rows in (train, test)]
+    if counts[0] < 10 or counts[1] < 2:
+        raise UserError(
+            f"{what} needs at least 10 training and 2 test recordings, got {counts[0]} and {counts[1]}; {advice}"
+        )
 
 
-def scored_letters(train: Sequence[str], test: Sequence[str]) -> list[str]:
-    """Letters that stand in enough recordings on both sides."""
-    letters = sorted({letter for text in train for letter in text} - {" "})
-    return [
-        letter
-        for letter in letters
-        if min(sum(letter in text for text in side) for side in (train, test)) >= MIN_OCCURRENCES
-    ]
+def letter_chance(train: Rows, test: Rows) -> float:
+    """Fraction that is right when the most frequent letter of ``train`` is always the answer."""
+    names, counts = np.unique(train.targets, return_counts=True)
+    return float((test.targets == names[counts.argmax()]).mean())
 
 
-def _letters_score(
-    train: Collected, test: Collected, layer: int, counts: tuple[np.ndarray, np.ndarray]
-) -> tuple[float, float]:
-    groups = np.arange(len(train.durations))
-    expected = [
-        fit_ridge(train.durations[:, None], counts[0], groups).predict(side.durations[:, None])
-        for side in (train, test)
-    ]
-    # centred frames: what is left of a sum when the duration is known
-    mean = train.sums[layer].sum(0) / train.durations.sum()
-    x = [side.sums[layer] - side.durations[:, None] * mean for side in (train, test)]
-    by_duration = expected[1]
-    predicted = by_duration + fit_ridge(x[0], counts[0] - expected[0], groups).predict(x[1])
-    generator = np.random.default_rng(0)
-    draws = [generator.integers(0, len(predicted), len(predicted)) for _ in range(BOOTSTRAP_ROUNDS)]
-    again = [r2_score(counts[1][draw], predicted[draw], by_duration[draw]) for draw in draws]
-    return r2_score(counts[1], predicted, by_duration), float(np.std(again))
+def _letters_score(train: Rows, test: Rows, layer: int) -> tuple[float, float]:
+    names = np.unique(train.targets)
+    fit = fit_ridge(train.frames[layer], train.targets[:, None] == names, train.groups)
+    right = names[fit.predict(test.frames[layer]).argmax(1)] == test.targets
+    _, member = np.unique(test.groups, return_inverse=True)
+    totals, hits = np.bincount(member), np.bincount(member, right)
+    draws = np.random.default_rng(0).integers(0, len(totals), (BOOTSTRAP_ROUNDS, len(totals)))
+    again = hits[draws].sum(1) / totals[draws].sum(1)
+    return float(right.mean()), float(again.std())
 
 
-def score_layers(train: Collected, test: Collected, references: tuple[list[str], list[str]] | None) -> list[LayerScore]:
+def score_layers(train: Collected, test: Collected, letters: bool) -> list[LayerScore]:
     """Fit on ``train``, score on ``test``, layer by layer.
 
     Args:
-        references: texts of all recordings of both manifests; None leaves the letters out.
+        letters: score them, too; both sides were collected with an alignment.
     Raises:
         UserError: too few recordings to fit.
     """
-    if len(train.durations) < 10 or len(test.durations) < 2:
-        raise UserError(
-            f"probing needs at least 10 training and 2 test recordings, got {len(train.durations)} and "
-            f"{len(test.durations)}; use longer manifests"
+    _check(train.sound, test.sound, "probing", "use longer manifests")
+    if letters:
+        _check(
+            train.letters,
+            test.letters,
+            "probing letters",
+            "transcripts must fit into their recordings, or leave --align out",
         )
-    counts = None
-    if references is not None:
-        texts = [[side[i] for i in found.indices] for side, found in zip(references, (train, test), strict=True)]
-        letters = scored_letters(*texts)
-        if letters:
-            counts = tuple(letter_counts(side, letters) for side in texts)
     scores = []
-    for layer in train.frames:
-        fit = fit_ridge(train.frames[layer], train.targets, train.groups)
-        r2 = r2_score(test.targets, fit.predict(test.frames[layer]))
-        found = _letters_score(train, test, layer, counts) if counts else (None, None)
+    for layer in train.sound.frames:
+        fit = fit_ridge(train.sound.frames[layer], train.sound.targets, train.sound.groups)
+        r2 = r2_score(test.sound.targets, fit.predict(test.sound.frames[layer]))
+        found = _letters_score(train.letters, test.letters, layer) if letters else (None, None)
         scores.append(LayerScore(layer, r2, *found))
     return scores
 
@@ -160,18 +169,14 @@ def score_layers(train: Collected, test: Collected, references: tuple[list[str],
 def format_table(trained: Sequence[LayerScore], untrained: Sequence[LayerScore] | None) -> str:
     """One line a layer; the untrained network stands beside the trained one."""
 
-    def cells(score: LayerScore | None) -> list[str]:
-        if score is None:
-            return []
-        letters = "-" if score.letters is None else f"{score.letters:.3f} ± {score.letters_error:.3f}"
-        return [f"{score.mfcc:.3f}", letters]
+    def cells(score: LayerScore) -> list[str]:
+        letters = [] if score.letters is None else [f"{100 * score.letters:.1f} ± {100 * score.letters_error:.1f} %"]
+        return [f"{score.mfcc:.3f}", *letters]
 
-    header = ["layer", "MFCC R2", "letters R2"] + (["MFCC R2, untrained", "letters R2, untrained"] if untrained else [])
-    rows = [
-        [str(score.layer), *cells(score), *cells(untrained[n] if untrained else None)]
-        for n, score in enumerate(trained)
-    ]
-    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]
-    )
+    header = ["MFCC R2", "letters right"][: len(cells(trained[0]))]
+    sides = [trained, untrained] if untrained else [trained]
+    rows = [["layer", *header, *(f"{name}, untrained" for name in header if untrained)]]
+    for scores in zip(*sides, strict=True):
+        rows.append([str(scores[0].layer), *(cell for score in scores for cell in cells(score))])
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

@@ -73,15 +73,14 @@ def fit_ridge(
     return Ridge(x_mean, x_scale, y_mean, _weights(gram, moment, [penalty])[0], penalty)
 
 
-def r2_score(y: np.ndarray, predicted: np.ndarray, baseline: np.ndarray | None = None) -> float:
-    """1 - residual / baseline sum of squares for each output, averaged over the outputs that vary.
+def r2_score(y: np.ndarray, predicted: np.ndarray) -> float:
+    """1 - residual / total sum of squares for each output, averaged over the outputs that vary.
 
     Args:
         y, predicted: (N, outputs).
-        baseline: what is compared with; the outputs' own means when not given.
     """
     residual = np.square(y - predicted).sum(0)
-    total = np.square(y - (y.mean(0) if baseline is None else baseline)).sum(0)
+    total = np.square(y - y.mean(0)).sum(0)
     varies = total > 1e-12
     if not varies.any():
         raise UserError("the targets do not vary, so there is nothing to explain; use more varied recordings")

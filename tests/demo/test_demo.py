@@ -44,6 +44,8 @@ def test_own_recordings_with_transcripts_give_every_number_and_picture(recording
         assert results[run]["cer"] > 0 and results[run]["characters"] > 0
         assert (out / run / "hypotheses.tsv").read_text().count("\n") > 1
     assert len(results["probe"]["trained"]) == len(results["probe"]["untrained"]) == 4
+    assert all(0 <= row["letters"] <= 1 for row in results["probe"]["trained"])
+    assert any("--align" in line and "scratch" in line for line in commands)
     assert results["seconds"].keys() >= {"prepare", "pretrain", "finetune", "scratch", "total"}
     assert (out / "results.md").read_text() in done.stdout
     pictures = {str(p.relative_to(out / "pictures")) for p in (out / "pictures").rglob("*.png")}

@@ -87,9 +87,15 @@ def test_tables_say_what_was_measured(driver):
 
     probe = [{"layer": 1, "mfcc": 0.5, "letters": None, "letters_error": None}]
     results = {"data": {"train": {"recordings": 3, "minutes": 1.25}, "test": None}, "seconds": {"pretrain": 12.3}}
-    results["probe"] = {"trained": probe, "untrained": probe}
+    results["probe"] = {"trained": probe, "untrained": probe, "chance": None}
     without = report.write_table(results)
     assert "| train | 3 | 1.2 |" in without and "| pretrain | 12 |" in without and "character" not in without
+    assert "| 1 | 0.500 | 0.500 |" in without and "letter" not in without
     results |= {"finetune": runs["finetune"][0], "scratch": runs["scratch"][0]}
     results["seconds"] |= {"finetune": 20.0, "scratch": 21.0}
-    assert "| 30.0 % | 60.0 % | 20 |" in report.write_table(results)
+    probe[0] |= {"letters": 0.381, "letters_error": 0.0187}
+    results["probe"]["chance"] = 0.158
+    labelled = report.write_table(results)
+    assert "| 30.0 % | 60.0 % | 20 |" in labelled
+    assert "letter accuracy (chance 15.8 %), pre-trained | untrained |" in labelled
+    assert "| 1 | 0.500 | 0.500 | 38.1 +- 1.9 % | 38.1 +- 1.9 % |" in labelled

@@ -45,16 +45,15 @@ def _errors(results):
 
 
 def _probe(probe):
-    pairs = list(zip(probe["trained"], probe["untrained"], strict=True))
-    has_letters = pairs[0][0]["letters"] is not None
     header = ["layer", "MFCC R2, pre-trained", "untrained"]
+    has_letters = probe["chance"] is not None
     if has_letters:
-        header += ["letter counts R2, pre-trained", "untrained"]
+        header += [f"letter accuracy (chance {100 * probe['chance']:.1f} %), pre-trained", "untrained"]
     rows = []
-    for trained, untrained in pairs:
-        row = [trained["layer"], f"{trained['mfcc']:.3f}", f"{untrained['mfcc']:.3f}"]
+    for pair in zip(probe["trained"], probe["untrained"], strict=True):
+        row = [pair[0]["layer"], *(f"{score['mfcc']:.3f}" for score in pair)]
         if has_letters:
-            row += [f"{score['letters']:.3f} +- {score['letters_error']:.3f}" for score in (trained, untrained)]
+            row += [f"{100 * score['letters']:.1f} +- {100 * score['letters_error']:.1f} %" for score in pair]
         rows.append(row)
     return _table(header, rows)
 

@@ -111,6 +111,9 @@ class Demo:
         split = "test" if labelled else "valid"
         words = ["d2v", "probe", self.out / "pretrain" / "checkpoint_last.pt", self.data / "train.tsv"]
         words += [self.data / f"{split}.tsv", "--untrained", "--json", self.out / "probe.json"]
+        if labelled:
+            # of all CTC models here, the one that owes nothing to pre-training
+            words += ["--align", self.out / "scratch" / "checkpoint_best.pt"]
         self.step(
             "What pre-training alone learned: frozen features against the untrained network", Command("probe", words)
         )
