@@ -139,7 +139,8 @@ def test_user_errors_are_one_line(tmp_path, wav, monkeypatch, capsys):
 
     assert "nothing to draw" in error_of()
     assert "--mask-prob must lie in 0..1" in error_of("--utterance", str(wav), "--mask-prob", "1.5")
-    assert "leaves nothing of 99 frames" in error_of("--utterance", str(wav), "--mask-prob", "1", "--mask-length", "100")
+    error = error_of("--utterance", str(wav), "--mask-prob", "1", "--mask-length", "100")
+    assert "leaves nothing of 99 frames" in error
     assert "no such file" in error_of("--utterance", str(tmp_path / "none.wav"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "pip install matplotlib" in error_of(str(wav))
