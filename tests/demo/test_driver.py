@@ -1,8 +1,10 @@
 """The demo's driver without its training: commands that can be copied, failures that show their log, its tables."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 from tiny_training import ROOT
@@ -42,6 +44,34 @@ def test_a_failed_command_names_its_log_and_shows_the_end(driver, tmp_path):
     words = ["python", "-c", "print('the reason'); raise SystemExit(3)"]
     with pytest.raises(commands.CommandFailed, match=r"(?s)fine-tuning ended with exit code 3.*x\.log.*the reason"):
         commands.run_together(commands.Command("fine-tuning", words, tmp_path / "x.log"))
+
+
+def test_stopping_the_driver_stops_its_trainings(driver, tmp_path):
+    """A kill of the driver alone, not of the whole terminal."""
+    pid = tmp_path / "pid"
+    child = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    script = (
+        "import signal, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import commands\n"
+        "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        "commands.run_together(commands.Command('t', ['python', '-c', sys.argv[2]], Path(sys.argv[3])))\n"
+    )
+    run = [sys.executable, "-c", script, str(FOLDER), child, str(tmp_path / "t.log")]
+    process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True)
+    while not (pid.exists() and pid.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=30)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_a_dozen_recordings_are_too_few_to_probe_and_that_is_all(driver, tmp_path, capsys):
+    demo = driver("run").Demo(tmp_path, (10, 10))
+    demo.results = {"data": {"train": {"recordings": 10}, "valid": {"recordings": 1}, "test": {"recordings": 1}}}
+    demo.probe(labelled=True)
+    assert "No probe: it takes 10 recordings to fit and 2 to score" in capsys.readouterr().out
+    assert "probe" not in demo.results
 
 
 def test_training_progress_is_read_from_the_log(driver, tmp_path):

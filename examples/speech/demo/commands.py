@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +41,7 @@ class Command:
     updates: int = 0
     seconds: float = 0.0
     progress: str = field(default="starting", init=False)
+    process: subprocess.Popen | None = field(default=None, init=False, repr=False)
 
     def __str__(self):
         """The line to type in the repository's folder."""
@@ -61,14 +63,19 @@ class Command:
             stdout=output,
             stderr=subprocess.STDOUT if self.log else None,
             text=True,
-        ) as process:
+        ) as self.process:
             if self.log:
-                self._follow(process.stdout)
-            code = process.wait()
+                self._follow(self.process.stdout)
+            code = self.process.wait()
         self.seconds = time.monotonic() - start
         if code:
             raise CommandFailed(f"{self.name} ended with exit code {code}" + self._last_lines())
         self.progress = "done"
+
+    def stop(self):
+        """End the process if it runs, as Ctrl-C would: fairseq then leaves without saving half a file."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
 
     def _follow(self, lines):
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +107,12 @@ def run_together(*commands):
         print(f"$ {command}", flush=True)
     with ThreadPoolExecutor(len(commands)) as pool:
         running = [pool.submit(command.run) for command in commands]
-        show_progress(commands, running)
+        try:
+            show_progress(commands, running)
+        except BaseException:  # Ctrl-C or a kill: nothing may go on in the background
+            for command in commands:
+                command.stop()
+            raise
         for future in running:
             future.result()
     for command in commands:

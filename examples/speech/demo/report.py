@@ -18,7 +18,8 @@ def write_table(results):
     parts = [_data(results["data"])]
     if "finetune" in results:
         parts.append(_errors(results))
-    parts.append(_probe(results["probe"]))
+    if "probe" in results:
+        parts.append(_probe(results["probe"]))
     parts.append(_seconds(results["seconds"]))
     return "\n".join(parts)
 

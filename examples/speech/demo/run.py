@@ -7,6 +7,7 @@ pictures and logs are left in ``demo/``.
 import argparse
 import json
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ def main():
     if args.full and args.data:
         parser.error("--full compares on the telephone prompts; leave --data out")
     out = (ROOT / args.out).resolve()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill stops the trainings, too
     try:
         if args.full:
             run_full(out, args.updates or FULL_UPDATES)
@@ -109,6 +111,10 @@ class Demo:
 
     def probe(self, labelled):
         split = "test" if labelled else "valid"
+        recordings = {part: found["recordings"] for part, found in self.results["data"].items() if found}
+        if recordings["train"] < 10 or recordings.get(split, 0) < 2:
+            print(f"\n== No probe: it takes 10 recordings to fit and 2 to score, here are {recordings}", flush=True)
+            return
         words = ["d2v", "probe", self.out / "pretrain" / "checkpoint_last.pt", self.data / "train.tsv"]
         words += [self.data / f"{split}.tsv", "--untrained", "--json", self.out / "probe.json"]
         if labelled:
