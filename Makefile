@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Each of them sets .venv up first when it has to.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo demo-full lint clean
+.PHONY: help setup test tests demo demo-full lint clean
 
 VENV ?= .venv
 PYTHON ?=
@@ -19,6 +19,8 @@ setup: ## make .venv with everything, or nothing if it is up to date
 
 test: setup ## style check and every test, at most 15 minutes on 2 cores
 	@scripts/run_tests.sh
+
+tests: test # a folder has that name, so make would find nothing to do
 
 demo: setup ## pre-train, fine-tune and score on recorded speech, about 10 minutes on 2 cores
 	@$(DEMO)

@@ -134,7 +134,7 @@ install_torch() {
         step "2/5 torch for the CPU ($want from $TORCH_INDEX)" \
             pip install "$want" --index-url "$TORCH_INDEX"
     else
-        step "2/5 torch ($want from pip's default index; the CUDA build is several gigabytes)" pip install "$want"
+        step "2/5 torch ($want from pip's default index, which may be the CUDA build of several gigabytes)" pip install "$want"
     fi
 }
 

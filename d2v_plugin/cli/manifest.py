@@ -79,6 +79,8 @@ def run_build(args) -> int:
     splits = divide(recordings, {split: part for split, part in shares.items() if part > 0}, args.seed)
     write_splits(args.dest, folder, splits)
     for split, chosen in splits.items():
+        if not chosen:
+            continue  # an empty manifest is not written
         hours = sum(recording.frames for recording in chosen) / args.sample_rate / 3600
         print(f"{Path(args.dest, split + '.tsv')}: {len(chosen)} entries, {hours:.2f} h")
     if texts is not None and (lost := len(texts.keys() - set(names))):

@@ -134,7 +134,10 @@ class FeatureWriter:
         partial = self.out.with_name(f"{self.out.stem}-{len(self._shards) + 1:05d}.partial")
         self._shards.append((partial, list(self._tensors)))
         with self._writing(partial):
+            partial.touch()
+            mode = partial.stat().st_mode
             save_file(self._tensors, partial, {**self.metadata, "paths": json.dumps(self._paths)})
+            partial.chmod(mode)  # safetensors writes for the owner alone, whatever the umask says
         self._tensors, self._paths, self._size = {}, {}, 0
 
     def close(self) -> list[Path]:

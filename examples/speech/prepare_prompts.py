@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         dest = args.dest.resolve()
         dest.mkdir(parents=True, exist_ok=True)
         if args.data is not None:
+            if not args.data.is_dir():
+                raise UserError(f"{args.data} is not a folder; give the one that holds your recordings")
             prepare_own(args.data.resolve(), dest, args.sample_rate)
         else:
             prepare_prompts(dest, args.languages, args.sample_rate)

@@ -74,6 +74,17 @@ def test_a_dozen_recordings_are_too_few_to_probe_and_that_is_all(driver, tmp_pat
     assert "probe" not in demo.results
 
 
+def test_earlier_results_stay_until_there_is_something_to_train_on(driver, tmp_path):
+    run = driver("run")
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "results.md").write_text("x")
+    with pytest.raises(run.CommandFailed, match="prepare ended"):
+        run.Demo(tmp_path, (10, 10)).run(tmp_path / "nowhere")
+    assert (tmp_path / "pretrain").exists() and (tmp_path / "results.md").exists()
+    run.Demo(tmp_path, (10, 10)).clear()
+    assert not (tmp_path / "pretrain").exists() and not (tmp_path / "results.md").exists()
+
+
 def test_training_progress_is_read_from_the_log(driver, tmp_path):
     commands = driver("commands")
     record = json.dumps({"loss": "4.2", "num_updates": "50"})

@@ -137,3 +137,10 @@ def test_left_out_entries_are_told(tmp_path, corpus, pretrained, capsys):
 def test_wrong_layer_is_refused():
     with pytest.raises(UserError, match="0 to 3 for this model, got 4"):
         check_layers([1, 4], 3)
+
+
+def test_the_file_is_as_readable_as_others(corpus, pretrained, tmp_path):
+    out = tmp_path / "f.safetensors"
+    assert main(["features", str(pretrained), str(corpus.manifest), "--out", str(out)]) == 0
+    (tmp_path / "other").write_text("")
+    assert out.stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -22,13 +22,13 @@ UPDATES = (2000, 2400)  # pre-training, CTC
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with your own recordings instead of the telephone prompts")
-    parser.add_argument("--out", default="demo", help="folder for everything the demo writes")
+    parser.add_argument("--out", help="folder for all it writes (default: demo, with --data demo/own)")
     parser.add_argument("--full", action="store_true", help="five languages, three label budgets, three seeds (hours)")
     parser.add_argument("--updates", type=int, nargs=2, metavar=("PRETRAIN", "CTC"), help="of the two trainings")
     args = parser.parse_args()
     if args.full and args.data:
         parser.error("--full compares on the telephone prompts; leave --data out")
-    out = (ROOT / args.out).resolve()
+    out = (ROOT / (args.out or ("demo/own" if args.data else "demo"))).resolve()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill stops the trainings, too
     try:
         if args.full:
@@ -54,9 +54,8 @@ class Demo:
         self.start = time.monotonic()
 
     def run(self, own_data=None):
-        for stale in ("pretrain", "finetune", "scratch", "pictures"):
-            shutil.rmtree(self.out / stale, ignore_errors=True)
         self.prepare(own_data)
+        self.clear()
         self.pretrain()
         labelled = (self.data / "test.ltr").exists()
         if labelled:
@@ -81,6 +80,15 @@ class Demo:
             words += ["--data", Path(own_data).resolve()]
         self.step("Data: recorded speech at 16 kHz, split by what is said", Command("prepare", words))
         self.results["data"] = {split: describe(self.data / f"{split}.tsv") for split in ("train", "valid", "test")}
+
+    def clear(self):
+        """Remove what an earlier demo left in the same folder, once it is sure that there is something to train on."""
+        if (self.out / "results.md").exists():
+            print(f"\nreplacing the earlier results in {self.out} (--out keeps them)", flush=True)
+        for stale in ("pretrain", "finetune", "scratch", "pictures"):
+            shutil.rmtree(self.out / stale, ignore_errors=True)
+        for stale in ("results.md", "results.json", "probe.json"):
+            (self.out / stale).unlink(missing_ok=True)
 
     def pretrain(self):
         command = training("pretrain", self.out, self.data, "demo_pretrain", self.pretrain_updates, threads=2)
@@ -113,7 +121,8 @@ class Demo:
         split = "test" if labelled else "valid"
         recordings = {part: found["recordings"] for part, found in self.results["data"].items() if found}
         if recordings["train"] < 10 or recordings.get(split, 0) < 2:
-            print(f"\n== No probe: it takes 10 recordings to fit and 2 to score, here are {recordings}", flush=True)
+            found = f"{recordings['train']} and {recordings.get(split, 0)}"
+            print(f"\n== No probe: it takes 10 recordings to fit and 2 to score, here are {found}", flush=True)
             return
         words = ["d2v", "probe", self.out / "pretrain" / "checkpoint_last.pt", self.data / "train.tsv"]
         words += [self.data / f"{split}.tsv", "--untrained", "--json", self.out / "probe.json"]
