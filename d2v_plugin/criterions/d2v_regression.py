@@ -15,7 +15,7 @@ from d2v_plugin.method.collapse import check_finite
 logger = logging.getLogger(__name__)
 
 TRACKED = ("target_var", "pred_var", "ema_decay")
-COUNTS = ("loss", "ntokens", "nsentences", "sample_size", "_world_size")
+COUNTS = ("loss", "ntokens", "nsentences", "sample_size", "_world_size", "_watched")
 
 
 @dataclass
@@ -53,7 +53,9 @@ class D2vRegressionCriterion(FairseqCriterion):
         logging_output.update({k: out[k] for k in TRACKED if k in out})
         if len(losses) > 1:
             logging_output.update({f"loss_{k}": v.detach() for k, v in losses.items()})
-        logging_output.update(out.get("logs", {}))
+        if "logs" in out:
+            # Only the first batch of an update looks, so the mean over those that did needs its own count.
+            logging_output.update(out["logs"], _watched=1)
         if not model.training:
             logging_output = {k: float(v) if torch.is_tensor(v) else v for k, v in logging_output.items()}
         return loss, out["sample_size"], logging_output
@@ -77,7 +79,7 @@ class D2vRegressionCriterion(FairseqCriterion):
             if k.startswith("loss_"):
                 log_mean(k, sum(log.get(k, 0) for log in logging_outputs) / size, size)
             else:
-                seen = sum(log["_world_size"] for log in logging_outputs if k in log)
+                seen = totals["_world_size" if k in TRACKED else "_watched"]
                 log_mean(k, sum(log.get(k, 0) for log in logging_outputs) / seen)
 
     @staticmethod

@@ -62,6 +62,7 @@ class CollapseWatch:
         self.guard_updates = guard_updates
         self.interval = max(1, interval)
         self._checked = None
+        self._ranks = {}
 
     def due(self, update):
         """True once per ``interval`` updates, for the first batch of such an update."""
@@ -74,17 +75,19 @@ class CollapseWatch:
         """``{name}_std`` and ``{name}_rank`` of each tensor, for the log.
 
         Args:
-            padding_mask: (B, T) bool; padded frames of (B, T, C) activations do not count.
-            activations: (B, T, C) or (M, C) each. The rank of fewer than ``MIN_ROWS`` rows is left out: it
-                would tell about the batch.
+            padding_mask: (B, T) bool; padded frames do not count.
+            activations: (B, T, C) each.
+        Returns:
+            The same keys on every rank, as fairseq's summing of logs needs. The rank of fewer than
+            ``MIN_ROWS`` frames would tell about the batch: then the last one stands again.
         """
         logs = {}
         for name, x in activations.items():
-            if padding_mask is not None and x.dim() == 3:
-                x = x[~padding_mask]
-            logs[f"{name}_std"], rank = spread(x)
-            if x.shape[:-1].numel() >= MIN_ROWS:
-                logs[f"{name}_rank"] = rank
+            frames = x.flatten(0, 1) if padding_mask is None else x[~padding_mask]
+            logs[f"{name}_std"], rank = spread(frames)
+            if len(frames) >= MIN_ROWS or name not in self._ranks:
+                self._ranks[name] = rank
+            logs[f"{name}_rank"] = self._ranks[name]
         return logs
 
     def check(self, update, finite, **variances):

@@ -293,7 +293,8 @@ class Data2VecAudioModel(BaseFairseqModel):
             encoder = self.ema.model.encoder
         _, results = encoder.extract_features(features, frame_padding, first_result=first)
         layers = [ffn.transpose(0, 1) for _, _, ffn in results]
-        lengths = None if frame_padding is None else (~frame_padding).sum(1)
+        aware = self.cfg.length_aware_targets and frame_padding is not None
+        lengths = (~frame_padding).sum(1) if aware else None
         return self.target_recipe(layers, rows, lengths), layers[-1]
 
     def _regress(self, pred, targets):

@@ -70,7 +70,15 @@ def test_outputs_already_summed_over_ranks_give_the_same():
 
 
 def test_what_only_some_batches_log_is_averaged_over_those():
-    assert reduced([log(student_rank=8.0), log()])["student_rank"] == pytest.approx(8.0)
+    assert reduced([log(student_rank=8.0, _watched=1), log()])["student_rank"] == pytest.approx(8.0)
+
+
+def test_accumulated_batches_of_several_ranks_summed_by_fairseq_give_the_mean_of_those_that_looked():
+    """Two ranks, two micro-batches each; fairseq hands over one sum of all four, and the first of each looked."""
+    summed = log(loss=24.0, sample_size=8, ntokens=8, nsentences=4, target_var=2.0, _world_size=4)
+    values = reduced([{**summed, "student_rank": 8.0 + 6.0, "_watched": 2}])
+    assert values["student_rank"] == pytest.approx(7.0)
+    assert values["target_var"] == pytest.approx(0.5)
 
 
 def test_values_are_printed_without_the_digits_of_fp32():

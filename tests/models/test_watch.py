@@ -6,7 +6,7 @@ from fairseq.logging import metrics
 from tiny_model import make, padded_batch
 
 from d2v_plugin.criterions.d2v_regression import D2vRegressionCriterion
-from d2v_plugin.method.collapse import CollapseError
+from d2v_plugin.method.collapse import MIN_ROWS, CollapseError
 
 # -- host reads -------------------------------------------------------------------------------------
 
@@ -67,6 +67,18 @@ def test_the_watch_logs_spread_and_rank_at_three_places():
     model = make(watch_interval=1).train()
     logs = model(torch.randn(2, 4000))["logs"]
     assert set(logs) == {f"{place}_{what}" for place in ("feature", "student", "teacher") for what in ("std", "rank")}
+
+
+def test_a_batch_of_few_frames_logs_the_same_keys_and_the_last_rank():
+    """fairseq adds up the logs of all ranks key by key, so a rank with a short batch must not leave one out."""
+    model = make(watch_interval=1).train()
+    whole = model(torch.randn(2, 4000))["logs"]
+    model.watch._checked = None
+    short = model(torch.randn(1, 1200))["logs"]
+    assert model.conv_spec.frames(1200) < MIN_ROWS <= 2 * model.conv_spec.frames(4000)
+    assert short.keys() == whole.keys()
+    assert short["student_rank"] is whole["student_rank"]
+    assert short["student_std"] != whole["student_std"]
 
 
 def test_the_watch_looks_at_the_teacher_before_normalisation_and_past_padding():
