@@ -1,4 +1,4 @@
-"""``d2v_adamw``: AdamW with decoupled weight decay in one fused pass."""
+"""``d2v_adamw``: AdamW with decoupled weight decay in one fused pass, and the decay each parameter asks for."""
 
 import ast
 import logging
@@ -14,12 +14,22 @@ from d2v_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+SCALE = "weight_decay_scale"  # key of a parameter's overrides, and of the group it ends up in
+
 
 @dataclass
 class D2vAdamWConfig(FairseqDataclass):
     adam_betas: Any = field(default=(0.9, 0.98), metadata={"help": "betas, as a list or as text '(0.9, 0.98)'"})
     adam_eps: float = field(default=1e-6, metadata={"help": "epsilon"})
     weight_decay: float = field(default=0.01, metadata={"help": "decoupled weight decay"})
+    weight_decay_overrides: bool = field(
+        default=True,
+        metadata={
+            "help": "multiply the decay of each parameter by the weight_decay_scale it asks for (data2vec 2.0: 0 for "
+            "1-D parameters, biases and ALiBi scales). fairseq's adam and composite never do; neither can this one "
+            "where fp16 flattens the parameters, so set common.fp16_no_flatten_grads"
+        },
+    )
     use_apex: bool = field(default=False, metadata={"help": "NVIDIA apex's FusedAdam instead of torch's fused AdamW"})
     tpu: bool = II("common.tpu")
     lr: List[float] = II("optimization.lr")
@@ -34,7 +44,30 @@ class D2vAdamW(FairseqOptimizer):
 
     def __init__(self, cfg, params):
         super().__init__(cfg)
-        self._optimizer = self._build(params)
+        self._optimizer = self._build(self._by_weight_decay(list(params)))
+
+    def _by_weight_decay(self, params):
+        """``params``, in one group for each decay that they ask for; the same list where all take the common one.
+
+        A list of groups already made is left as it is.
+        """
+        scales = [weight_decay_scale(p) for p in params]
+        if not self.cfg.weight_decay_overrides or all(scale == 1 for scale in scales):
+            return params
+        groups = {}
+        for p, scale in zip(params, scales, strict=True):
+            groups.setdefault(scale, []).append(p)
+        return [
+            {"params": members, "weight_decay": self.cfg.weight_decay * scale, SCALE: scale}
+            for scale, members in groups.items()
+        ]
+
+    def load_state_dict(self, state_dict, optimizer_overrides=None):
+        """As fairseq's; a weight decay in ``optimizer_overrides`` leaves undecayed parameters undecayed."""
+        super().load_state_dict(state_dict, optimizer_overrides)
+        if optimizer_overrides and "weight_decay" in optimizer_overrides:
+            for group in self.param_groups:
+                group["weight_decay"] *= group.get(SCALE, 1)
 
     def _build(self, params):
         if self.cfg.use_apex:
@@ -60,6 +93,12 @@ class D2vAdamW(FairseqOptimizer):
     def supports_memory_efficient_fp16(self):
         # fused AdamW wants parameters and moments of one dtype, so fp16 runs keep fp32 master weights.
         return False
+
+
+def weight_decay_scale(parameter):
+    """What a model asks for with ``parameter.optim_overrides = {"optimizer": {"weight_decay_scale": ...}}``, else 1."""
+    overrides = getattr(parameter, "optim_overrides", None) or {}
+    return float(overrides.get("optimizer", {}).get(SCALE, 1))
 
 
 def parse_betas(value):

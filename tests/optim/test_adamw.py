@@ -17,8 +17,30 @@ from d2v_plugin.optim.adamw import D2vAdamW, parse_betas
 def config(name="d2v_adamw", **more):
     root = {"common": {"tpu": False, "fp16": False, "bf16": False, "memory_efficient_fp16": False}}
     root["optimization"] = {"lr": [0.01]}
-    root["optimizer"] = {"_name": name, "adam_betas": "(0.9, 0.98)", "adam_eps": 1e-6, "weight_decay": 0.1, **more}
+    root["optimizer"] = {"_name": name, "adam_betas": "(0.9, 0.98)", "adam_eps": 1e-6, "weight_decay": 0.1}
+    own = {"use_apex": False, "weight_decay_overrides": True} if name == "d2v_adamw" else {}
+    root["optimizer"] |= {**own, **more}
     return OmegaConf.create(root).optimizer
+
+
+@pytest.fixture
+def composite(monkeypatch):
+    """Builds fairseq's composite optimiser of ``{group: settings}``; it keeps its parts in the class."""
+    for name in ("optimizers", "lr_schedulers"):
+        monkeypatch.setattr(FairseqCompositeOptimizer, name, {})
+
+    def build(groups, params, dynamic=False):
+        root = {"common": {"tpu": False}, "optimizer": {"groups": groups, "dynamic_groups": dynamic}}
+        return FairseqCompositeOptimizer(OmegaConf.create(root).optimizer, params)
+
+    return build
+
+
+def group(rate, name="d2v_adamw"):
+    """One group's settings."""
+    scheduler = {"_name": "fixed", "force_anneal": None, "lr_shrink": 0.1, "warmup_updates": 0, "lr": [rate]}
+    optimizer = OmegaConf.to_container(config(name, lr=[rate]), resolve=True)
+    return {"optimizer": {"tpu": False, **optimizer}, "lr_scheduler": scheduler}
 
 
 def parameters(n=3):
@@ -50,7 +72,7 @@ def test_takes_torchs_fused_kernel():
 
 def test_groups_keep_their_own_settings():
     a, b = parameters(2)
-    optimizer = D2vAdamW(config(use_apex=False, lr=[0.01]), [{"params": [a], "weight_decay": 0.0}, {"params": [b]}])
+    optimizer = D2vAdamW(config(lr=[0.01]), [{"params": [a], "weight_decay": 0.0}, {"params": [b]}])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.1]
     start = a.detach().clone(), b.detach().clone()
     a.grad, b.grad = torch.zeros_like(a), torch.zeros_like(b)
@@ -59,19 +81,68 @@ def test_groups_keep_their_own_settings():
     torch.testing.assert_close(b, start[1] * (1 - 0.01 * 0.1))
 
 
-def test_fairseqs_composite_optimizer_scales_rates_by_group():
+def asking(scales):
+    """Parameters of which some ask for a share of the common weight decay, as data2vec 2.0's biases do."""
+    params = parameters(len(scales))
+    for p, scale in zip(params, scales, strict=True):
+        if scale is not None:
+            p.optim_overrides = {"optimizer": {"weight_decay_scale": scale}}
+    return params
+
+
+def decays(optimizer):
+    """{id of a parameter: its weight decay}."""
+    return {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_parameters_that_ask_for_no_decay_get_none():
+    params = asking([0, None, 0.5, 0])
+    optimizer = build_optimizer(config(), params)
+    assert decays(optimizer) == dict(zip(map(id, params), [0.0, 0.1, 0.05, 0.0], strict=True))
+    start = [p.detach().clone() for p in params]
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for p, before, decay in zip(params, start, [0.0, 0.1, 0.05, 0.0], strict=True):
+        torch.testing.assert_close(p, before * (1 - 0.01 * decay))
+
+
+def test_decay_for_all_when_told_so_and_one_group_when_none_asks():
+    params = asking([0, None])
+    assert set(decays(build_optimizer(config(weight_decay_overrides=False), params)).values()) == {0.1}
+    assert len(list(build_optimizer(config(), asking([None, 1])).param_groups)) == 1
+
+
+def test_a_new_rate_of_decay_on_resuming_spares_the_undecayed():
+    params = asking([0, None, 0.5])
+    optimizer = build_optimizer(config(), params)
+    steps(optimizer, params, 2)
+    again = build_optimizer(config(), params)
+    again.load_state_dict(optimizer.state_dict(), {"weight_decay": 0.2})
+    assert decays(again) == dict(zip(map(id, params), [0.0, 0.2, 0.1], strict=True))
+    again.load_state_dict(optimizer.state_dict(), {"lr": 0.5})
+    assert decays(again) == decays(optimizer)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize("name", ["d2v_adamw", "adam"])
+def test_decay_inside_fairseqs_composite_optimizer(composite, name, dynamic):
+    """fairseq's composite never applies the scales: with its own adam everything decays, with ours it does not."""
+    params = asking([None, 0, 0])
+    optimizer = composite({"default": {**group(0.01, name), "lr_float": 0.02}}, params, dynamic)
+    undecayed = 0.0 if name == "d2v_adamw" else 0.1
+    assert decays(optimizer) == dict(zip(map(id, params), [0.1, undecayed, undecayed], strict=True))
+    assert {group["lr"] for group in optimizer.param_groups} == {0.02}
+
+
+def test_fairseqs_composite_optimizer_scales_rates_by_group(composite):
     params = parameters(3)
     for p in params[:2]:
         p.param_group = "body"
     params[2].param_group = "head"
-    scheduler = {"_name": "fixed", "force_anneal": None, "lr_shrink": 0.1, "warmup_updates": 0, "lr": [0.01]}
-    group = {"optimizer": OmegaConf.to_container(config(lr=[0.01]), resolve=True), "lr_scheduler": scheduler}
-    faster = copy.deepcopy(group)
-    faster["optimizer"]["lr"] = [0.04]
-    cfg = OmegaConf.create({"groups": {"body": group, "head": faster}, "dynamic_groups": False})
-    composite = FairseqCompositeOptimizer(cfg, params)
-    assert {name: type(o) for name, o in composite.optimizers.items()} == {"body": D2vAdamW, "head": D2vAdamW}
-    assert {name: o.param_groups[0]["lr"] for name, o in composite.optimizers.items()} == {"body": 0.01, "head": 0.04}
+    optimizer = composite({"body": group(0.01), "head": group(0.04)}, params)
+    assert {name: type(o) for name, o in optimizer.optimizers.items()} == {"body": D2vAdamW, "head": D2vAdamW}
+    assert {name: o.param_groups[0]["lr"] for name, o in optimizer.optimizers.items()} == {"body": 0.01, "head": 0.04}
 
 
 def test_state_round_trip_continues_exactly():
