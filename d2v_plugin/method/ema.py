@@ -30,12 +30,15 @@ class EMATeacher:
     Args:
         student: module to copy. Its parameters must be those passed to ``update``.
         shared: names of parameters that always equal the student's.
+        strip: called with the copy, takes out what the teacher does without (decoders, for example).
 
     The owner keeps ``decay`` (last used) and ``updates`` (the update the weights belong to).
     """
 
-    def __init__(self, student, shared=()):
+    def __init__(self, student, shared=(), strip=None):
         self.model = copy.deepcopy(student).requires_grad_(False).eval()
+        if strip is not None:
+            strip(self.model)
         self.shared = frozenset(shared)
         self.fp32 = {k: _as_fp32(v) for k, v in self.model.state_dict().items()}
         self.decay = None
@@ -55,6 +58,14 @@ class EMATeacher:
         if plan.copied:
             torch._foreach_copy_(plan.copied, plan.fresh)
         self._write_back()
+
+    @torch.no_grad()
+    def norms(self):
+        """``model_norm`` and ``ema_norm``: l2 norms of what was averaged last, student's and teacher's; 0-d tensors."""
+        if self._plan is None or not self._plan.averaged:
+            return {}
+        sides = {"model_norm": self._plan.towards, "ema_norm": self._plan.averaged}
+        return {k: torch.stack([n.float() for n in torch._foreach_norm(v)]).norm() for k, v in sides.items()}
 
     def _write_back(self):
         """Refresh the half-precision copy that runs; in fp32 the two are the same tensors."""
@@ -110,8 +121,9 @@ class _Plan:
 
     def __init__(self, student, means, shared):
         self.student = student
-        moving = [(k, p) for k, p in student.named_parameters() if p.requires_grad and k not in shared]
-        equal = [(k, p) for k, p in student.named_parameters() if not p.requires_grad or k in shared]
+        copied = [(k, p) for k, p in student.named_parameters() if k in means]
+        moving = [(k, p) for k, p in copied if p.requires_grad and k not in shared]
+        equal = [(k, p) for k, p in copied if not p.requires_grad or k in shared]
         equal += [(k, buffer) for k, buffer in student.named_buffers() if k in means]
         self.averaged, self.towards = [means[k] for k, _ in moving], [p for _, p in moving]
         self.copied, self.fresh = [means[k] for k, _ in equal], [p for _, p in equal]

@@ -8,7 +8,8 @@ from fairseq.models import BaseFairseqModel, register_model
 
 from d2v_plugin.errors import UserError
 from d2v_plugin.method.collapse import CollapseWatch
-from d2v_plugin.method.ema import EMATeacher, annealed_decay
+from d2v_plugin.method.distillation import SelfDistillation
+from d2v_plugin.method.ema import EMATeacher
 from d2v_plugin.method.masking import span_mask
 from d2v_plugin.method.regression import loss_scale, over_all_ranks, regression_loss
 from d2v_plugin.method.targets import TargetRecipe
@@ -25,8 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 @register_model("data2vec_audio", dataclass=Data2VecAudioConfig)
-class Data2VecAudioModel(BaseFairseqModel):
+class Data2VecAudioModel(SelfDistillation, BaseFairseqModel):
     """The student, and around it the EMA teacher made by the first ``set_num_updates``."""
+
+    model_name = "data2vec_audio"
 
     def __init__(self, cfg):
         super().__init__()
@@ -64,8 +67,6 @@ class Data2VecAudioModel(BaseFairseqModel):
 
         self.target_recipe = TargetRecipe.from_config(cfg, time_major=True)
         self.watch = CollapseWatch(cfg.min_target_var, cfg.min_pred_var, cfg.collapse_guard_updates, cfg.watch_interval)
-        self.ema = None
-        self.num_updates = 0
         self._mask_draws = None
 
     @classmethod
@@ -83,69 +84,13 @@ class Data2VecAudioModel(BaseFairseqModel):
     def _teacher_shares_features(self):
         return self.cfg.ema_transformer_only or self.cfg.ema_layers_only
 
-    def make_ema_teacher(self):
+    @property
+    def _pretraining(self):
+        return self.final_proj is not None
+
+    def make_teacher(self):
         positions = [f"pos_conv.{k}" for k, _ in self.encoder.pos_conv.named_parameters()]
-        self.ema = EMATeacher(self._trailed, shared=positions if self.cfg.ema_layers_only else ())
-
-    def set_num_updates(self, num_updates):
-        """Called by fairseq at the start of every batch, and on loading; the teacher moves once per update.
-
-        The first call makes the teacher. A number that repeats (micro-batches of one update) or jumps
-        leaves it as it is.
-        """
-        super().set_num_updates(num_updates)
-        self.num_updates = num_updates
-        if self.final_proj is None:
-            return
-        if self.ema is None:
-            self.make_ema_teacher()
-        decay = self._decay(num_updates)
-        # One step ahead is the rule; two happen after loading in a loop that, unlike fairseq, counts before it trains.
-        if self.training and 1 <= num_updates - self.ema.updates <= 2 and decay < 1:
-            self.ema.update(self._trailed, decay)
-        self.ema.updates, self.ema.decay = num_updates, decay
-
-    def _decay(self, update):
-        return annealed_decay(self.cfg.ema_decay, self.cfg.ema_end_decay, update, self.cfg.ema_anneal_end_step)
-
-    def state_dict(self, destination=None, prefix="", keep_vars=False):
-        state = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
-        if self.ema is not None:
-            state[prefix + "_ema"] = self.ema.state_dict()
-        return state
-
-    def load_state_dict(self, state_dict, strict=True, **kwargs):
-        """fairseq's, with a line for people where the weights are those of another model."""
-        try:
-            return super().load_state_dict(state_dict, strict=strict, **kwargs)
-        except RuntimeError as error:
-            details = [line.strip() for line in str(error).splitlines()[1:]]
-            raise UserError(
-                "the checkpoint's weights do not fit this data2vec_audio model; use the model settings it was trained "
-                f"with, or another checkpoint. {' '.join(details)[:300]}"
-            ) from error
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        teacher = state_dict.pop(prefix + "_ema", None)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if teacher is not None and self.final_proj is not None:
-            if self.ema is None:
-                self.make_ema_teacher()
-            self.ema.load_state_dict(teacher)
-            # fairseq moves the teacher at the start of the next batch, so the saved one is a step behind the
-            # student; saying so makes the first batch after resuming catch up, as without the interruption.
-            self.ema.updates = self.num_updates - 1
-        elif self.ema is not None:
-            raise UserError(
-                "the checkpoint holds no teacher (_ema): it was fine-tuned or exported; "
-                "to continue pre-training from such weights start a new run from them instead of resuming"
-            )
-
-    def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
-        if self.ema is not None:
-            self.ema.apply(fn)
-        return self
+        return EMATeacher(self._trailed, shared=positions if self.cfg.ema_layers_only else ())
 
     def remove_pretraining_modules(self, last_layer=None):
         """Keep what fine-tuning needs; with ``last_layer``, blocks up to that one (0-based, included)."""

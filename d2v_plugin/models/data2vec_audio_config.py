@@ -79,6 +79,11 @@ def validate(cfg):
             if not low <= value <= high:
                 bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
                 raise UserError(f"model.{key} must be {bounds}, got {value}")
+    if cfg.encoder_embed_dim % cfg.encoder_attention_heads:
+        raise UserError(
+            f"encoder_embed_dim {cfg.encoder_embed_dim} is not a multiple of encoder_attention_heads "
+            f"{cfg.encoder_attention_heads}"
+        )
     if cfg.encoder_embed_dim % cfg.conv_pos_groups:
         raise UserError(
             f"conv_pos_groups {cfg.conv_pos_groups} must divide encoder_embed_dim, which is {cfg.encoder_embed_dim}"

@@ -6,18 +6,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from d2v_plugin.modules.norms import TransposeLast
-
-
-class SamePad(nn.Module):
-    """Drops the one frame too many that ``padding=kernel // 2`` gives for an even kernel."""
-
-    def __init__(self, kernel):
-        super().__init__()
-        self.remove = 1 - kernel % 2
-
-    def forward(self, x):
-        return x[..., : -self.remove] if self.remove else x
+from d2v_plugin.modules.conv_blocks import ConvNormGelu, SamePad
 
 
 class WeightNormConv1d(nn.Module):
@@ -58,15 +47,4 @@ def conv_positions(channels, kernel, groups, depth):
     if depth <= 1:
         return nn.Sequential(WeightNormConv1d(channels, kernel, groups), SamePad(kernel), nn.GELU())
     kernel = max(3, kernel // depth)
-    return nn.Sequential(*[_position_block(channels, kernel, groups) for _ in range(depth)])
-
-
-def _position_block(channels, kernel, groups):
-    return nn.Sequential(
-        nn.Conv1d(channels, channels, kernel, padding=kernel // 2, groups=groups),
-        SamePad(kernel),
-        TransposeLast(),
-        nn.LayerNorm(channels, elementwise_affine=False),
-        TransposeLast(),
-        nn.GELU(),
-    )
+    return nn.Sequential(*[ConvNormGelu(channels, channels, kernel, groups) for _ in range(depth)])

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from d2v_plugin.errors import UserError
 from d2v_plugin.modules.activations import activation
 from d2v_plugin.modules.attention import SelfAttention
+from d2v_plugin.modules.init import bert_init
 from d2v_plugin.modules.positions import conv_positions
 from d2v_plugin.randomness import DrawStream
 
@@ -103,7 +104,7 @@ class TransformerEncoder(nn.Module):
         self.dropout, self.layerdrop, self.norm_first = dropout, layerdrop, norm_first
         self.checkpoint_activations = checkpoint_activations
         self._draws = DrawStream("layerdrop")
-        self.apply(_init_bert)
+        self.apply(bert_init)
         if deepnorm:
             _init_deepnorm(self.layers)
 
@@ -152,13 +153,6 @@ class TransformerEncoder(nn.Module):
             return [False] * len(self.layers)
         draws = torch.rand(len(self.layers), generator=self._draws.generator())
         return (draws <= self.layerdrop).tolist()
-
-
-def _init_bert(module):
-    """Weights of linear layers from N(0, 0.02), biases 0, as BERT."""
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
 
 
 def _init_deepnorm(layers):

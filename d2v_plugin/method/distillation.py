@@ -1,0 +1,85 @@
+"""A student with its EMA teacher: when the teacher moves, and how both are saved and restored."""
+
+from d2v_plugin.errors import UserError
+from d2v_plugin.method.ema import EMATeacher, annealed_decay
+
+
+class SelfDistillation:
+    """Put before an ``nn.Module`` class; both versions' models and all modalities share it.
+
+    The module has ``cfg`` with ``ema_decay``, ``ema_end_decay`` and ``ema_anneal_end_step``, and says
+
+    - ``_trailed``: the part of itself that the teacher copies,
+    - ``make_teacher()``: an ``EMATeacher`` of that part,
+    - ``_pretraining``: whether it still has what pre-training needs,
+    - ``model_name``: its registered name, for messages.
+
+    The teacher is made by the first ``set_num_updates`` or loaded ``_ema``, unless the model made it before.
+    """
+
+    ema: EMATeacher | None = None
+    num_updates = 0
+
+    def set_num_updates(self, num_updates):
+        """Called by fairseq at the start of every batch, and on loading; the teacher moves once per update.
+
+        A number that repeats (micro-batches of one update) or jumps leaves the teacher as it is.
+        """
+        super().set_num_updates(num_updates)
+        self.num_updates = num_updates
+        if not self._pretraining:
+            return
+        if self.ema is None:
+            self.ema = self.make_teacher()
+        decay = self._decay(num_updates)
+        # One step ahead is the rule; two happen after loading in a loop that, unlike fairseq, counts before it trains.
+        if self.training and 1 <= num_updates - self.ema.updates <= 2 and decay < 1:
+            self.ema.update(self._trailed, decay)
+        self.ema.updates, self.ema.decay = num_updates, decay
+
+    def _decay(self, update):
+        return annealed_decay(self.cfg.ema_decay, self.cfg.ema_end_decay, update, self.cfg.ema_anneal_end_step)
+
+    def state_dict(self, destination=None, prefix="", keep_vars=False):
+        state = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        if self.ema is not None:
+            state[prefix + "_ema"] = self.ema.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict, strict=True, **kwargs):
+        """The usual, with a line for people where the weights are those of another model."""
+        try:
+            return super().load_state_dict(state_dict, strict=strict, **kwargs)
+        except RuntimeError as error:
+            details = " ".join(line.strip() for line in str(error).splitlines()[1:])
+            if "embed_tokens" in details and "size mismatch" in details:
+                raise UserError(
+                    "the checkpoint was trained with another vocabulary than this run's dict.txt; use the dictionary "
+                    f"(and the sentencepiece model) of its training. {details[:300]}"
+                ) from error
+            raise UserError(
+                f"the checkpoint's weights do not fit this {self.model_name} model; use the model settings it was "
+                f"trained with, or another checkpoint. {details[:300]}"
+            ) from error
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        teacher = state_dict.pop(prefix + "_ema", None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if teacher is not None and self._pretraining:
+            if self.ema is None:
+                self.ema = self.make_teacher()
+            self.ema.load_state_dict(teacher)
+            # fairseq moves the teacher at the start of the next batch, so the saved one is a step behind the
+            # student; saying so makes the first batch after resuming catch up, as without the interruption.
+            self.ema.updates = self.num_updates - 1
+        elif self.ema is not None:
+            raise UserError(
+                "the checkpoint holds no teacher (_ema): it was fine-tuned or exported; "
+                "to continue pre-training from such weights start a new run from them instead of resuming"
+            )
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if self.ema is not None:
+            self.ema.apply(fn)
+        return self

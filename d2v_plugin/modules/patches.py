@@ -1,0 +1,83 @@
+"""Images as sequences of square patches."""
+
+import torch
+import torch.nn as nn
+
+from d2v_plugin.errors import UserError
+
+
+class PatchEmbed(nn.Module):
+    """Cuts a square image into patches and projects each; state-dict key ``proj`` as timm's.
+
+    Args:
+        image_size, patch_size: pixels along a side; the first a multiple of the second.
+        in_channels: of the image.
+        channels: C.
+    """
+
+    def __init__(self, image_size, patch_size, in_channels, channels):
+        super().__init__()
+        if patch_size < 1 or image_size % patch_size:
+            raise UserError(f"input_size {image_size} is not a multiple of patch_size {patch_size}; change one of them")
+        self.image_size, self.in_channels = image_size, in_channels
+        self.side = image_size // patch_size
+        self.proj = nn.Conv2d(in_channels, channels, patch_size, stride=patch_size)
+        nn.init.xavier_uniform_(self.proj.weight.view(channels, -1))
+
+    def forward(self, images):
+        """(B, in_channels, image_size, image_size) -> (B, side * side, C), row by row.
+
+        Raises:
+            UserError: images of another size or with other channels.
+        """
+        expected = (self.in_channels, self.image_size, self.image_size)
+        if tuple(images.shape[1:]) != expected:
+            raise UserError(
+                f"the model takes images of shape {expected} and got {tuple(images.shape[1:])}; "
+                "set task.input_size to the model's input_size"
+            )
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+def patchify(images, patch_size):
+    """(B, c, H, W) -> (B, H/p * W/p, p * p * c): the pixels of each patch, row by row, channels innermost."""
+    B, c, H, W = images.shape
+    p = patch_size
+    cut = images.reshape(B, c, H // p, p, W // p, p)
+    return cut.permute(0, 2, 4, 3, 5, 1).reshape(B, (H // p) * (W // p), p * p * c)
+
+
+def unpatchify(patches, patch_size):
+    """The inverse of ``patchify`` for square images: (B, side * side, p * p * c) -> (B, c, side * p, side * p)."""
+    B, L, width = patches.shape
+    side, p = int(L**0.5), patch_size
+    cut = patches.reshape(B, side, side, p, p, width // (p * p))
+    return cut.permute(0, 5, 1, 3, 2, 4).reshape(B, -1, side * p, side * p)
+
+
+def normalised_patches(images, patch_size):
+    """``patchify`` with each patch at zero mean and unit (unbiased) variance: what reconstruction predicts, fp32."""
+    patches = patchify(images.float(), patch_size)
+    mean, var = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
+    return (patches - mean) / (var + 1e-6).sqrt()
+
+
+def sincos_positions(channels, side, extra_tokens=0):
+    """Fixed 2-D positions: half of the channels encode the column, half the row, each as sines then cosines.
+
+    Args:
+        channels: C, a multiple of 4.
+        side: patches along a side.
+        extra_tokens: rows of zeros put before.
+    Returns:
+        (extra_tokens + side * side, C) fp32.
+    Source: MAE, arXiv:2111.06377; frequencies of arXiv:1706.03762.
+    """
+    if channels % 4:
+        raise UserError(f"fixed image positions need a width that is a multiple of 4, got {channels}")
+    frequencies = 10000.0 ** (-torch.arange(channels // 4, dtype=torch.float64) / (channels / 4))
+    line = torch.arange(side, dtype=torch.float64)
+    rows, columns = torch.meshgrid(line, line, indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (columns, rows)]
+    table = torch.cat([half for angle in angles for half in (angle.sin(), angle.cos())], dim=1)
+    return torch.cat([table.new_zeros(extra_tokens, channels), table]).float()
