@@ -1,0 +1,149 @@
+"""Our recipes hold the values of fairseq's own files, key by key; every difference is written down here."""
+
+from pathlib import Path
+
+import fairseq
+import pytest
+import yaml
+from omegaconf import OmegaConf
+from tiny_training import ROOT
+
+from d2v_plugin.optim.adamw import parse_betas
+
+EXAMPLES = ROOT / "examples"
+UPSTREAM = Path(fairseq.__file__).parent / "examples"
+
+CTC_SPLITS = ("10m", "1h", "10h", "100h", "960h")
+PAIRS = {
+    "speech/base_librispeech": "data2vec/config/audio/pretraining/base_librispeech",
+    "speech/base_audioset": "data2vec/config/audio/pretraining/audioset",
+    **{f"speech/ctc_base_{split}": f"wav2vec/config/finetuning/base_{split}" for split in CTC_SPLITS},
+    **{f"speech/ctc_large_{split}": f"wav2vec/config/finetuning/vox_{split}" for split in CTC_SPLITS},
+    "speech/base_librispeech_v2": "data2vec/config/v2/base_audio_only_task",
+    "speech/large_librilight_v2": "data2vec/config/v2/large_audio_only_task",
+    "vision/base_imagenet_v2": "data2vec/config/v2/base_images_only_task",
+    "vision/large_imagenet_v2": "data2vec/config/v2/large_images_only_task",
+    "vision/huge_imagenet_v2": "data2vec/config/v2/huge_images_only_task",
+    "vision/huge14_imagenet_v2": "data2vec/config/v2/huge_images14_only_task",
+    "vision/mae_base_imagenet": "data2vec/config/vision/pretraining/base_mae_imagenet",
+    "text/base_books_wiki_v2": "data2vec/config/v2/base_text_only_task",
+    "text/large_books_wiki_v2": "data2vec/config/v2/large_text_only_task",
+    "text/large_books_wiki_v2_pgrp_1m": "data2vec/config/v2/large_text_only_task_pgrp_1M",
+}
+# our files with no published counterpart
+OURS_ALONE = ("speech/large_librilight", "*/demo_*")
+
+# keys of theirs that ours leave out
+LEFT_OUT = {
+    "common.user_dir": "ours is the plugin",
+    "common.tensorboard_logdir": "needs a package that nothing else here uses",
+    "optimization.debug_param_names": "prints every parameter's name",
+    "task.local_cache_path": "a folder of the authors' machines",
+    "task.data": "comes from the command line",
+    "criterion.log_keys": "d2v_regression knows what to log",
+    "criterion._name": "model: d2v_regression sums the same losses",
+}
+# keys of ours that theirs do not have
+ADDED = {"common.user_dir", "task.data", "checkpoint.save_dir", "criterion._name", "hydra.run.dir", "hydra.job.chdir"}
+RENAMED = {
+    "audio_pretraining": "d2v_audio_pretraining",
+    "audio_finetuning": "d2v_audio_finetuning",
+    "masked_lm": "d2v_masked_lm",
+    "adam": "d2v_adamw",
+}
+ABSENT = "absent"
+# what they leave unsaid is the default of fairseq's adam; that of d2v_adamw is another
+DECAY, EPS = {"optimizer.weight_decay": (ABSENT, 0.0)}, {"optimizer.adam_eps": (ABSENT, 1e-8)}
+# ours leave out a default, and what no run without validation looks at
+BASE = {"dataset.validate_interval": (5, ABSENT), "model.encoder_embed_dim": (768, ABSENT)}
+# data2vec is pre-trained on normalised waveforms, wav2vec 2.0 Base was not
+NORMALIZED = {"task.normalize": (False, True)}
+ONE_STEP = {"optimization.update_freq": (ABSENT, [1])}
+# our file: {key: (theirs, ours)}
+DIFFERENCES = {
+    "speech/base_librispeech": BASE,
+    "speech/base_audioset": BASE,
+    **{f"speech/ctc_base_{split}": DECAY | NORMALIZED for split in CTC_SPLITS},
+    **{f"speech/ctc_large_{split}": DECAY for split in CTC_SPLITS},
+    "speech/ctc_base_960h": DECAY | NORMALIZED | ONE_STEP,
+    "speech/ctc_large_960h": DECAY | ONE_STEP,
+    "speech/base_librispeech_v2": {"optimizer.weight_decay_overrides": (ABSENT, False)},
+    "vision/base_imagenet_v2": EPS,
+    "vision/large_imagenet_v2": EPS,
+    "vision/huge_imagenet_v2": EPS,
+    "vision/huge14_imagenet_v2": EPS,
+    "vision/mae_base_imagenet": {
+        "optimizer.groups.with_decay.optimizer.adam_eps": (ABSENT, 1e-8),
+        "optimizer.groups.no_decay.optimizer.adam_eps": (ABSENT, 1e-8),
+    },
+}
+
+
+def flat(node, prefix=""):
+    """``{dotted key: value}``; lists are values."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    out = {}
+    for key, value in node.items():
+        out |= flat(value, f"{prefix}.{key}" if prefix else key)
+    return out or {prefix: {}}
+
+
+def read(path):
+    values = flat(OmegaConf.to_container(OmegaConf.load(path)))
+    for key in values:
+        if key.endswith("adam_betas"):
+            values[key] = list(parse_betas(values[key]))
+    return values
+
+
+def without_groups(values):
+    """A composite optimiser of one group that divides itself is what ``d2v_adamw`` does alone: the same, unwrapped."""
+    groups = {key.split(".")[2] for key in values if key.startswith("optimizer.groups.")}
+    if groups != {"default"} or not values.get("optimizer.dynamic_groups"):
+        return values
+    assert values["lr_scheduler"] == "pass_through"
+    rate = values["optimizer.groups.default.lr_float"]
+    assert values.get("optimization.lr", [rate]) == [rate]
+    out = {key: value for key, value in values.items() if key.split(".")[0] not in ("optimizer", "lr_scheduler")}
+    inside = "optimizer.groups.default."
+    out |= {key.removeprefix(inside): value for key, value in values.items() if key.startswith(inside)}
+    del out["lr_float"]
+    return out | {"optimization.lr": [rate]}
+
+
+def expected(theirs):
+    """The values of theirs as ours spell them."""
+    values = {key: value for key, value in without_groups(theirs).items() if key not in LEFT_OUT}
+    for key, value in values.items():
+        if key.endswith("_name"):
+            values[key] = RENAMED.get(value, value)
+    if "lr_scheduler" in values:
+        values["lr_scheduler._name"] = values.pop("lr_scheduler")
+    return values
+
+
+def test_every_recipe_is_compared():
+    files = {str(path.relative_to(EXAMPLES).with_suffix("")) for path in EXAMPLES.rglob("*.yaml")}
+    alone = {name for name in files if any(Path(name).match(pattern) for pattern in OURS_ALONE)}
+    assert files - alone == set(PAIRS)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_values_are_the_published_ones(name):
+    ours = {k: v for k, v in read(EXAMPLES / f"{name}.yaml").items() if k not in ADDED}
+    theirs = expected(read(UPSTREAM / f"{PAIRS[name]}.yaml"))
+    found = {
+        key: (theirs.get(key, ABSENT), ours.get(key, ABSENT))
+        for key in theirs.keys() | ours.keys()
+        if key not in theirs or key not in ours or theirs[key] != ours[key]
+    }
+    assert found == DIFFERENCES.get(name, {})
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*_v2*.yaml")), ids=lambda path: path.stem)
+def test_each_parameter_can_have_its_own_decay(path):
+    """fp16 flattens parameters into one otherwise, which has one decay."""
+    raw = yaml.safe_load(path.read_text())
+    asked = raw["optimizer"].get("weight_decay_overrides", True)
+    assert raw["common"]["fp16_no_flatten_grads"] is asked
