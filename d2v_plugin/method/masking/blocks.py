@@ -170,7 +170,7 @@ def _blocks(draws, sides, block, plan):
     after = [side // 2 for side in block]
     before = [side - 1 - side // 2 for side in block]
     grid = F.pad(grid[:, :-1].view(-1, 1, *sides), (before[1], after[1], before[0], after[0]))
-    return F.max_pool2d(grid, block, stride=1).flatten(1) > 0
+    return F.avg_pool2d(grid, block, stride=1).flatten(1) > 0  # a mean of zeros and ones, several times faster than max
 
 
 def _tiles(draws, sides, block, plan):
