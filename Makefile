@@ -7,8 +7,9 @@ VENV ?= .venv
 PYTHON ?=
 TORCH ?=
 DATA ?=
+MODALITY ?= speech
 export VENV PYTHON TORCH
-DEMO = $(VENV)/bin/python examples/speech/demo/run.py $(if $(DATA),--data "$(DATA)")
+DEMO = $(VENV)/bin/python examples/demo/run.py "$(MODALITY)" $(if $(DATA),--data "$(DATA)")
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -22,7 +23,7 @@ test: setup ## style check and every test, at most 15 minutes on 2 cores
 
 tests: test # a folder has that name, so make would find nothing to do
 
-demo: setup ## pre-train, fine-tune and score on recorded speech, about 10 minutes on 2 cores
+demo: setup ## pre-train and look at what was learned, at most 10 minutes on 2 cores: MODALITY=speech|speech2|vision|text
 	@$(DEMO)
 
 demo-full: setup ## the longer recipe: five languages, three label budgets, three seeds

@@ -1,46 +1,63 @@
-"""Runs the YAML files of ``examples`` in this process, scaled down: small widths, short recordings, two updates."""
+"""Runs the YAML files of ``examples`` in this process, scaled down: small widths, short samples, two updates."""
 
 from pathlib import Path
 
-from audio_corpus import Corpus
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
+from tiny_data import write_data
+
+__all__ = ["ROOT", "compose_config", "modality", "scaled_down", "train", "write_data"]
 
 ROOT = Path(__file__).parents[1]
-LABELS = ("A B | C |", "C A B |", "B A | A |", "A |")
-DATA_SPLITS = ("train", "valid", "test", "dev_other")
 
 ANY_RUN = {
     "common.cpu": True,
     "common.fp16": False,
     "common.log_interval": 1,
+    "common.tensorboard_logdir": None,
     "common.user_dir": str(ROOT / "d2v_plugin"),
     "distributed_training.distributed_world_size": 1,
     "dataset.num_workers": 0,
-    "dataset.max_tokens": 24_000,
     "optimization.max_update": 2,
     "optimization.update_freq": [1],
 }
-SMALL_MODEL = {
+DATA = {
+    "speech": {"dataset.max_tokens": 24_000},
+    "vision": {"dataset.batch_size": 4, "task.input_size": 48, "task.local_cache_path": None},
+    "text": {"dataset.batch_size": 4, "task.tokens_per_sample": 32},
+}
+CONVOLUTIONS = "[(16, 10, 5), (16, 8, 8), (16, 8, 8)]"
+
+SMALL_AUDIO = {
     "model.encoder_layers": 2,
     "model.encoder_embed_dim": 32,
     "model.encoder_ffn_embed_dim": 64,
     "model.encoder_attention_heads": 4,
     "model.average_top_k_layers": 2,
-    "model.conv_feature_layers": "[(16, 10, 5), (16, 8, 8), (16, 8, 8)]",
+    "model.conv_feature_layers": CONVOLUTIONS,
 }
-
-
-def write_data(folder: Path) -> Path:
-    """Four recordings of about half a second with transcripts, as every split that a YAML file may name."""
-    corpus = Corpus(folder)
-    for n in range(len(LABELS)):
-        corpus.add(f"{n}.wav", 8000 + 800 * n)
-    for split in DATA_SPLITS:
-        corpus.manifest(f"{split}.tsv")
-        (folder / f"{split}.ltr").write_text("\n".join(LABELS) + "\n")
-    (folder / "dict.ltr.txt").write_text("".join(f"{symbol} 1\n" for symbol in "|ABC"))
-    return folder
+SMALL_MULTI = {
+    "model.depth": 2,
+    "model.embed_dim": 32,
+    "model.num_heads": 4,
+    "model.average_top_k_layers": 2,
+    "model.clone_batch": 2,
+}
+SMALL_MODALITY = {
+    "audio": {"feature_encoder_spec": CONVOLUTIONS, "conv_pos_width": 15, "conv_pos_groups": 4},
+    "image": {"input_size": 48, "patch_size": 8, "embed_dim": 32},
+    "text": {"max_source_positions": 32},
+}
+SMALL_MAE = {
+    "model.input_size": 48,
+    "model.patch_size": 8,
+    "model.embed_dim": 32,
+    "model.depth": 2,
+    "model.num_heads": 4,
+    "model.decoder_embed_dim": 32,
+    "model.decoder_depth": 1,
+    "model.decoder_num_heads": 4,
+}
 
 
 def compose_config(path: Path) -> DictConfig:
@@ -52,27 +69,54 @@ def compose_config(path: Path) -> DictConfig:
         return compose(path.stem)
 
 
+def modality(cfg) -> str:
+    """Which of the data that ``write_data`` knows the task of a configuration reads."""
+    name = cfg["task"]["_name"]
+    return "vision" if "image" in name else "text" if "masked_lm" in name else "speech"
+
+
+def _small_model(model: DictConfig) -> dict:
+    """Values that make a pre-training model small, whichever it is."""
+    if model._name == "mae":
+        return SMALL_MAE
+    if model._name != "data2vec_multi":
+        return SMALL_AUDIO
+    values = dict(SMALL_MULTI)
+    for name, encoder in model.modalities.items():
+        own = SMALL_MODALITY[name] | {"decoder.decoder_dim": 32, "decoder.decoder_layers": 2}
+        own["prenet_depth"] = min(encoder.get("prenet_depth", 0), 1)
+        own["decoder.decoder_groups"] = min(encoder.decoder.decoder_groups, 4)
+        values |= {f"model.modalities.{name}.{key}": value for key, value in own.items()}
+    return values
+
+
+def _short_schedule(cfg: DictConfig) -> dict:
+    """Values that fit warm-up and decay into two updates, in each group of a composite optimiser, too."""
+    if "groups" in cfg.optimizer:
+        return {f"optimizer.groups.{name}.lr_scheduler.warmup_updates": 1 for name in cfg.optimizer.groups}
+    if cfg.lr_scheduler._name == "tri_stage":
+        return {"lr_scheduler.phase_ratio": [0.5, 0.0, 0.5]}
+    return {"lr_scheduler.warmup_updates": 1} if "warmup_updates" in cfg.lr_scheduler else {}
+
+
 def scaled_down(path: Path, data: Path, save_dir: Path, pretrained: Path | None = None, **more) -> DictConfig:
     """``compose_config`` with small sizes; ``more`` are further values, "__" for the dot in a key."""
     cfg = compose_config(path)
-    values = {**ANY_RUN, "task.data": str(data), "checkpoint.save_dir": str(save_dir)}
+    values = {**ANY_RUN, **DATA[modality(cfg)], "task.data": str(data), "checkpoint.save_dir": str(save_dir)}
     if cfg.model._name == "wav2vec_ctc":
         # Channel masks longer than the model is wide cannot be drawn.
         values |= {"model.mask_channel_length": 8}
         if pretrained is not None:
             values |= {"model.w2v_path": str(pretrained)}
     else:
-        values |= {**SMALL_MODEL, "task.min_sample_size": 2000}
-    if cfg.lr_scheduler._name == "tri_stage":
-        # Three stages do not fit into two updates.
-        values |= {"lr_scheduler.phase_ratio": [0.5, 0.0, 0.5]}
-    elif "warmup_updates" in cfg.lr_scheduler:
-        values |= {"lr_scheduler.warmup_updates": 1}
+        values |= _small_model(cfg.model)
+        if modality(cfg) == "speech":
+            values |= {"task.min_sample_size": 2000}
+    values |= _short_schedule(cfg)
     values |= {key.replace("__", "."): value for key, value in more.items()}
     with open_dict(cfg):
         for key, value in values.items():
-            group, name = key.split(".")
-            cfg[group][name] = value
+            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
     return cfg
 
 
@@ -80,12 +124,14 @@ def train(cfg: DictConfig) -> None:
     """What ``fairseq-hydra-train`` does after composing, in this process."""
     from fairseq import checkpoint_utils
     from fairseq.logging import metrics
+    from fairseq.optim.composite import FairseqCompositeOptimizer
     from fairseq_cli.hydra_train import _hydra_main
 
     from d2v_plugin.eval.load import register_plugin
 
     register_plugin()
-    # fairseq keeps both for the life of a process.
+    # fairseq keeps these for the life of a process.
     metrics.reset()
     vars(checkpoint_utils.save_checkpoint).pop("best", None)
+    FairseqCompositeOptimizer.optimizers, FairseqCompositeOptimizer.lr_schedulers = {}, {}
     _hydra_main(cfg)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from audio_corpus import Corpus
 
-DEMO = Path(__file__).parents[2] / "examples" / "speech" / "demo"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = ("one", "two", "three", "four", "five", "six", "seven")
 
 
@@ -26,7 +26,7 @@ def recordings(tmp_path):
 
 
 def demo(*arguments):
-    run = [sys.executable, DEMO / "run.py", *map(str, arguments)]
+    run = [sys.executable, EXAMPLES / "demo" / "run.py", "speech", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(run, capture_output=True, text=True, env=environment, timeout=600)
 
@@ -60,7 +60,8 @@ def test_a_command_that_fails_ends_the_demo_with_its_last_lines(tmp_path):
 
 
 def test_label_budgets_are_nested_and_as_long_as_they_say(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(DEMO))
+    for folder in ("demo", "speech/demo"):
+        monkeypatch.syspath_prepend(str(EXAMPLES / folder))
     from full import write_budget
 
     lines = [f"{n}.wav\t{16000 * (1 + n % 14)}" for n in range(120)]

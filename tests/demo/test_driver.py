@@ -1,4 +1,4 @@
-"""The demo's driver without its training: commands that can be copied, failures that show their log, its tables."""
+"""The demos' drivers without their trainings: commands that can be copied, failures that show their log, its tables."""
 
 import json
 import os
@@ -9,21 +9,24 @@ import time
 import pytest
 from tiny_training import ROOT
 
-FOLDER = ROOT / "examples" / "speech" / "demo"
+EXAMPLES = ROOT / "examples"
+FOLDERS = [EXAMPLES / name for name in ("demo", "speech/demo", "vision/demo", "text/demo")]
 
 
 @pytest.fixture
 def driver(monkeypatch):
-    """Imports a module of the demo's folder by name; they import each other so."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+    """Imports a module of the demos' folders by name; they import each other so."""
+    for folder in FOLDERS:
+        monkeypatch.syspath_prepend(str(folder))
 
     def get(name):
         __import__(name)
         return sys.modules[name]
 
     yield get
-    for name in ("commands", "full", "report", "run"):
-        sys.modules.pop(name, None)
+    for folder in FOLDERS:
+        for path in folder.glob("*.py"):
+            sys.modules.pop(path.stem, None)
 
 
 def test_a_printed_command_does_the_same_when_typed(driver, tmp_path, capfd):
@@ -55,7 +58,7 @@ def test_stopping_the_driver_stops_its_trainings(driver, tmp_path):
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
         "commands.run_together(commands.Command('t', ['python', '-c', sys.argv[2]], Path(sys.argv[3])))\n"
     )
-    run = [sys.executable, "-c", script, str(FOLDER), child, str(tmp_path / "t.log")]
+    run = [sys.executable, "-c", script, str(EXAMPLES / "demo"), child, str(tmp_path / "t.log")]
     process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True)
     while not (pid.exists() and pid.read_text()):
         assert process.poll() is None
@@ -67,22 +70,77 @@ def test_stopping_the_driver_stops_its_trainings(driver, tmp_path):
 
 
 def test_a_dozen_recordings_are_too_few_to_probe_and_that_is_all(driver, tmp_path, capsys):
-    demo = driver("run").Demo(tmp_path, (10, 10))
-    demo.results = {"data": {"train": {"recordings": 10}, "valid": {"recordings": 1}, "test": {"recordings": 1}}}
+    demo = driver("speech_demo").Demo(tmp_path, (10, 10))
+    demo.results["data"] = {split: {"recordings": n} for split, n in (("train", 10), ("valid", 1), ("test", 1))}
     demo.probe(labelled=True)
     assert "No probe: it takes 10 recordings to fit and 2 to score" in capsys.readouterr().out
     assert "probe" not in demo.results
 
 
+def counting(driver, folder, name="count", **more):
+    """A command that adds a line to ``folder/name`` each time it runs."""
+    script = f"import pathlib; p = pathlib.Path(r'{folder}', '{name}'); p.open('a').write('x')"
+    return driver("commands").Command(name, ["python", "-c", script], **more)
+
+
+def stages(driver, out):
+    return driver("stages").Stages(out)
+
+
+def test_a_demo_that_was_stopped_goes_on_where_it_was(driver, tmp_path, capsys):
+    for ran in ("x", "x"):
+        demo = stages(driver, tmp_path)
+        demo.prepare("Data", counting(driver, tmp_path, "data"))
+        demo.step("Pre-training", counting(driver, tmp_path, "pretrain"))
+        assert (tmp_path / "pretrain").read_text() == ran
+    assert (tmp_path / "data").read_text() == "xx"
+    assert "== Pre-training: done before, " in capsys.readouterr().out
+    assert demo.results["seconds"].keys() == {"data", "pretrain"} and demo.wall > demo.results["seconds"]["data"] / 2
+
+
+def test_a_demo_that_ended_starts_over(driver, tmp_path, capsys):
+    for ran in ("x", "xx"):
+        demo = stages(driver, tmp_path)
+        demo.prepare("Data", counting(driver, tmp_path, "data"), "stale")
+        assert not (tmp_path / "stale").exists()
+        (tmp_path / "stale").mkdir()
+        demo.step("Pre-training", counting(driver, tmp_path, "pretrain"))
+        assert (tmp_path / "pretrain").read_text() == ran
+        demo.finish(lambda results: f"{len(results['seconds'])} stages\n")
+    assert (tmp_path / "results.md").read_text() == "3 stages\n"
+    assert json.loads((tmp_path / "results.json").read_text()) == demo.results
+    assert "replacing the earlier results" in capsys.readouterr().out
+
+
+def test_other_data_starts_over(driver, tmp_path):
+    for name, ran in (("a", "x"), ("b", "xx")):
+        demo = stages(driver, tmp_path)
+        demo.prepare("Data", counting(driver, tmp_path, name))
+        demo.step("Pre-training", counting(driver, tmp_path, "pretrain"))
+        assert (tmp_path / "pretrain").read_text() == ran
+
+
+def test_what_a_stopped_training_left_is_removed_first(driver, tmp_path):
+    folder = tmp_path / "pretrain"
+    folder.mkdir()
+    (folder / "checkpoint_last.pt").write_text("half way")
+    stages(driver, tmp_path).step("Pre-training", counting(driver, tmp_path, writes=folder))
+    assert not folder.exists() and (tmp_path / "count").exists()
+
+
+def test_commands_side_by_side_are_done_together_or_not_at_all(driver, tmp_path):
+    demo = stages(driver, tmp_path)
+    demo.step("One", counting(driver, tmp_path, "a"))
+    demo.step("Two", counting(driver, tmp_path, "a"), counting(driver, tmp_path, "b"))
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["xx", "x"]
+
+
 def test_earlier_results_stay_until_there_is_something_to_train_on(driver, tmp_path):
-    run = driver("run")
     (tmp_path / "pretrain").mkdir()
     (tmp_path / "results.md").write_text("x")
-    with pytest.raises(run.CommandFailed, match="prepare ended"):
-        run.Demo(tmp_path, (10, 10)).run(tmp_path / "nowhere")
+    with pytest.raises(driver("commands").CommandFailed, match="prepare ended"):
+        driver("speech_demo").Demo(tmp_path, (10, 10)).run(tmp_path / "nowhere")
     assert (tmp_path / "pretrain").exists() and (tmp_path / "results.md").exists()
-    run.Demo(tmp_path, (10, 10)).clear()
-    assert not (tmp_path / "pretrain").exists() and not (tmp_path / "results.md").exists()
 
 
 def test_training_progress_is_read_from_the_log(driver, tmp_path):

@@ -9,6 +9,7 @@ import hashlib
 import json
 
 from commands import Command, run_together, training
+from parts import CONFIGS, scoring
 from report import write_full_table
 
 LANGUAGES = ("fr", "es", "it", "ru")  # English is always in
@@ -17,8 +18,7 @@ FULL_UPDATES = (8000, 2400)  # pre-training, CTC
 
 
 def run_full(out, updates):
-    """Everything goes below ``out/full``; prints and writes ``results.md``. ``updates``: pre-training, CTC."""
-    out = out / "full"
+    """Everything goes below ``out``; prints and writes ``results.md``. ``updates``: pre-training, CTC."""
     data = out / "data"
     words = ["python", "examples/speech/prepare_prompts.py", "--dest", data, "--languages", *LANGUAGES]
     print("\n== Data: the prompts of five languages", flush=True)
@@ -29,7 +29,8 @@ def run_full(out, updates):
     took = out / "pretrain" / "seconds.json"
     if not took.exists():
         more = ("dataset.train_subset=pretrain",)
-        (pretrain,) = run_together(training("pretrain", out, data, "demo_pretrain", updates[0], 2, *more))
+        config = CONFIGS / "demo_pretrain.yaml"
+        (pretrain,) = run_together(training("pretrain", out, data, config, updates[0], 2, *more, resume=True))
         took.write_text(json.dumps(pretrain.seconds))
 
     scores = {}
@@ -53,19 +54,12 @@ def fine_tune(out, data, minutes, seed, updates):
         extra = {"finetune": [], "scratch": ["model.no_pretrained_weights=true"]}
         run_together(
             *(
-                training(folder.name, out, data, "demo_ctc", updates, 1, *more, *extra[run])
+                training(folder.name, out, data, CONFIGS / "demo_ctc.yaml", updates, 1, *more, *extra[run], resume=True)
                 for run, folder in folders.items()
             )
         )
         run_together(*(scoring(folder, data / "test.tsv") for folder in folders.values()))
     return {run: json.loads((folder / "scores.json").read_text()) for run, folder in folders.items()}
-
-
-def scoring(folder, manifest):
-    """The command that decodes ``manifest`` with the best checkpoint of ``folder``."""
-    words = ["d2v", "eval-ctc", folder / "checkpoint_best.pt", manifest]
-    words += ["--out", folder / "hypotheses.tsv", "--json", folder / "scores.json"]
-    return Command(f"score {folder.name}", words, folder / "scores.log", threads=1)
 
 
 def write_budget(data, minutes):

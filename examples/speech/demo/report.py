@@ -2,6 +2,8 @@
 
 import statistics
 
+from tables import seconds_table, table
+
 RUNS = {"finetune": "fine-tuned from the pre-trained model", "scratch": "from scratch, same budget"}
 
 
@@ -20,21 +22,13 @@ def write_table(results):
         parts.append(_errors(results))
     if "probe" in results:
         parts.append(_probe(results["probe"]))
-    parts.append(_seconds(results["seconds"]))
+    parts.append(seconds_table(results["seconds"]))
     return "\n".join(parts)
-
-
-def _row(*cells):
-    return "| " + " | ".join(str(c) for c in cells) + " |"
-
-
-def _table(header, rows):
-    return "\n".join([_row(*header), _row(*["---"] * len(header)), *(_row(*r) for r in rows), ""])
 
 
 def _data(data):
     rows = [(s, d["recordings"], f"{d['minutes']:.1f}") for s, d in data.items() if d]
-    return _table(("part", "recordings", "minutes"), rows)
+    return table(("part", "recordings", "minutes"), rows)
 
 
 def _errors(results):
@@ -42,7 +36,7 @@ def _errors(results):
         (what, f"{results[run]['cer']:.1f} %", f"{results[run]['wer']:.1f} %", f"{results['seconds'][run]:.0f}")
         for run, what in RUNS.items()
     ]
-    return _table(("CTC on held-out recordings", "character error", "word error", "seconds"), rows)
+    return table(("CTC on held-out recordings", "character error", "word error", "seconds"), rows)
 
 
 def _probe(probe):
@@ -56,11 +50,7 @@ def _probe(probe):
         if has_letters:
             row += [f"{100 * score['letters']:.1f} +- {100 * score['letters_error']:.1f} %" for score in pair]
         rows.append(row)
-    return _table(header, rows)
-
-
-def _seconds(seconds):
-    return _table(("stage", "seconds"), [(k, f"{v:.0f}") for k, v in seconds.items()])
+    return table(header, rows)
 
 
 def write_full_table(scores, labelled, pretrain_seconds):
@@ -76,5 +66,5 @@ def write_full_table(scores, labelled, pretrain_seconds):
                 values = [s[key] for s in runs[run]]
                 cells.append(f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f} %")
             rows.append((f"{labelled[minutes]:.1f} min", what, *cells))
-    table = _table(("labels", "CTC, mean +- standard deviation of 3 seeds", "character error", "word error"), rows)
-    return f"{table}\nPre-training took {pretrain_seconds / 60:.0f} minutes.\n"
+    text = table(("labels", "CTC, mean +- standard deviation of 3 seeds", "character error", "word error"), rows)
+    return f"{text}\nPre-training took {pretrain_seconds / 60:.0f} minutes.\n"

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 EVENT = re.compile(r"\[(train_inner|valid)\]\[INFO\] - (\{.*\})")
 REFRESH_SECONDS = 10
 
@@ -32,6 +33,7 @@ class Command:
         log: file that takes its output, or None to let it through.
         threads: ``OMP_NUM_THREADS``.
         updates: for training, the number it will reach.
+        writes: folder that nothing else writes to; what a run that was stopped left there is removed first.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Command:
     log: Path | None = None
     threads: int = 2
     updates: int = 0
+    writes: Path | None = None
     seconds: float = 0.0
     progress: str = field(default="starting", init=False)
     process: subprocess.Popen | None = field(default=None, init=False, repr=False)
@@ -53,6 +56,8 @@ class Command:
 
     def run(self):
         """Run to the end, following the log. Raises ``CommandFailed``."""
+        if self.writes is not None:
+            shutil.rmtree(self.writes, ignore_errors=True)
         start = time.monotonic()
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
         output = subprocess.PIPE if self.log else None
@@ -87,8 +92,10 @@ class Command:
                     self.progress = self._describe(event[1], json.loads(event[2]))
 
     def _describe(self, kind, values):
-        if kind == "valid":
+        if kind == "valid" and "valid_uer" in values:
             return f"validation character error {float(values['valid_uer']):.1f} %"
+        if kind == "valid":
+            return f"validation loss {values['valid_loss']}"
         return f"update {values['num_updates']} of {self.updates}, loss {values['loss']}"
 
     def _last_lines(self, n=15):
@@ -131,12 +138,12 @@ def show_progress(commands, running):
             printed = state
 
 
-def training(name, out, data, config, updates, threads, *overrides):
-    """The command that trains ``examples/speech/<config>.yaml`` into ``out/<name>``."""
-    words = ["fairseq-hydra-train", "--config-dir", "examples/speech", "--config-name", config]
+def training(name, out, data, config, updates, threads, *overrides, resume=False):
+    """The command that trains ``config``, a YAML file, into ``out/<name>``; with ``resume`` from where it stopped."""
+    words = ["fairseq-hydra-train", "--config-dir", shown(config.parent), "--config-name", config.stem]
     words += [f"task.data={shown(data)}", f"checkpoint.save_dir={shown(out / name)}"]
     words += [f"optimization.max_update={updates}", *(shown(o) for o in overrides)]
-    return Command(name, words, out / name / "train.log", threads, updates)
+    return Command(name, words, out / name / "train.log", threads, updates, None if resume else out / name)
 
 
 def shown(path):
