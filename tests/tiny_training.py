@@ -14,7 +14,6 @@ ANY_RUN = {
     "common.cpu": True,
     "common.fp16": False,
     "common.log_interval": 1,
-    "common.tensorboard_logdir": None,
     "common.user_dir": str(ROOT / "d2v_plugin"),
     "distributed_training.distributed_world_size": 1,
     "dataset.num_workers": 0,
@@ -23,7 +22,7 @@ ANY_RUN = {
 }
 DATA = {
     "speech": {"dataset.max_tokens": 24_000},
-    "vision": {"dataset.batch_size": 4, "task.input_size": 48, "task.local_cache_path": None},
+    "vision": {"dataset.batch_size": 4, "task.input_size": 48},
     "text": {"dataset.batch_size": 4, "task.tokens_per_sample": 32},
 }
 CONVOLUTIONS = "[(16, 10, 5), (16, 8, 8), (16, 8, 8)]"
@@ -103,6 +102,9 @@ def scaled_down(path: Path, data: Path, save_dir: Path, pretrained: Path | None 
     """``compose_config`` with small sizes; ``more`` are further values, "__" for the dot in a key."""
     cfg = compose_config(path)
     values = {**ANY_RUN, **DATA[modality(cfg)], "task.data": str(data), "checkpoint.save_dir": str(save_dir)}
+    if cfg.common.get("tensorboard_logdir"):
+        # upstream's is relative to the folder the test was started in
+        values |= {"common.tensorboard_logdir": str(save_dir / "tb")}
     if cfg.model._name == "wav2vec_ctc":
         # Channel masks longer than the model is wide cannot be drawn.
         values |= {"model.mask_channel_length": 8}
