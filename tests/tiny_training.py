@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tiny_data import write_data
 
-__all__ = ["ROOT", "compose_config", "modality", "scaled_down", "train", "write_data"]
+__all__ = ["ROOT", "compose_config", "modality", "resolved", "scaled_down", "train", "write_data"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,6 +120,17 @@ def scaled_down(path: Path, data: Path, save_dir: Path, pretrained: Path | None 
         for key, value in values.items():
             OmegaConf.update(cfg, key, value, merge=False, force_add=True)
     return cfg
+
+
+def resolved(cfg: DictConfig) -> DictConfig:
+    """``cfg`` with the defaults of its dataclasses and without references, as fairseq hands it to task and model."""
+    from fairseq.dataclass.initialize import add_defaults
+
+    from d2v_plugin.eval.load import register_plugin
+
+    register_plugin()
+    add_defaults(cfg)
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
 
 
 def train(cfg: DictConfig) -> None:

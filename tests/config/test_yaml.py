@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
-from tiny_training import ROOT, compose_config, scaled_down, train, write_data
+from omegaconf.errors import OmegaConfBaseException
+from tiny_training import ROOT, compose_config, modality, scaled_down, train, write_data
 
 from d2v_plugin.checkpoints import read_checkpoint
 
@@ -30,7 +31,15 @@ def header(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
+    """Gives the folder with data of a modality, written when first asked for."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = write_data(tmp_path_factory.mktemp(name), name)
+        return made[name]
+
+    return get
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +51,7 @@ def pretrained(tmp_path_factory, data):
         if normalize not in made:
             folder = tmp_path_factory.mktemp("pretrained")
             path = EXAMPLES / "speech" / "base_librispeech.yaml"
-            train(scaled_down(path, data, folder, task__normalize=normalize))
+            train(scaled_down(path, data("speech"), folder, task__normalize=normalize))
             made[normalize] = folder / "checkpoint_last.pt"
         return made[normalize]
 
@@ -53,6 +62,9 @@ def test_the_published_recipes_are_there():
     names = {path.stem for path in FILES}
     sizes = {f"ctc_{size}_{split}" for size in ("base", "large") for split in ("10m", "1h", "10h", "100h", "960h")}
     assert names >= sizes | {"base_librispeech", "large_librilight", "base_audioset"}
+    assert names >= {"base_librispeech_v2", "large_librilight_v2", "mae_base_imagenet"}
+    assert names >= {f"{size}_imagenet_v2" for size in ("base", "large", "huge", "huge14")}
+    assert names >= {"base_books_wiki_v2", "large_books_wiki_v2", "large_books_wiki_v2_pgrp_1m"}
 
 
 @every_file
@@ -103,9 +115,20 @@ def test_composes_with_outputs_in_one_place(path):
     }
 
 
+def parts(raw):
+    """``(registry, settings)`` of everything in a file that fairseq or this plugin has a dataclass for."""
+    for group in ("task", "model", "criterion", "optimizer", "lr_scheduler"):
+        yield group, raw[group]
+    for group in raw["optimizer"].get("groups", {}).values():
+        assert set(group) <= {"optimizer", "lr_scheduler", "lr_float"}
+        yield "optimizer", group["optimizer"]
+        yield "lr_scheduler", group["lr_scheduler"]
+
+
 @every_file
 def test_every_key_is_known(path):
-    """fairseq takes unknown keys without a word, so a misspelt one would silently mean the default."""
+    """fairseq takes some unknown keys without a word, so a misspelt one would silently mean the default."""
+    from fairseq.dataclass.configs import FairseqConfig
     from fairseq.models import MODEL_DATACLASS_REGISTRY
     from fairseq.registry import REGISTRIES
     from fairseq.tasks import TASK_DATACLASS_REGISTRY
@@ -116,9 +139,15 @@ def test_every_key_is_known(path):
     raw = yaml.safe_load(path.read_text())
     tables = {name: registry["dataclass_registry"] for name, registry in REGISTRIES.items()}
     tables |= {"task": TASK_DATACLASS_REGISTRY, "model": MODEL_DATACLASS_REGISTRY}
-    for group in ("task", "model", "criterion", "optimizer", "lr_scheduler"):
-        known = set(tables[group][raw[group]["_name"]].__dataclass_fields__) | {"_name"}
-        assert set(raw[group]) <= known, f"{path}: unknown in {group}: {set(raw[group]) - known}"
+    for group, settings in parts(raw):
+        dataclass = tables[group][settings["_name"]]
+        known = OmegaConf.structured(dataclass)
+        try:
+            OmegaConf.merge(known, {key: value for key, value in settings.items() if value != "???"})
+        except OmegaConfBaseException as error:
+            pytest.fail(f"{path}, {group}: {error}")
+    for group in ("common", "checkpoint", "dataset", "distributed_training", "optimization"):
+        OmegaConf.merge(OmegaConf.structured(FairseqConfig)[group], raw[group])
 
 
 @every_file
@@ -126,7 +155,7 @@ def test_trains_two_steps(path, data, pretrained, tmp_path):
     raw = yaml.safe_load(path.read_text())
     is_ctc = raw["model"]["_name"] == "wav2vec_ctc"
     start = pretrained(raw["task"]["normalize"]) if is_ctc else None
-    train(scaled_down(path, data, tmp_path, start))
+    train(scaled_down(path, data(modality(raw)), tmp_path, start))
 
     state = read_checkpoint(tmp_path / "checkpoint_last.pt", keys=["model", "cfg", "optimizer_history"])
     assert state["optimizer_history"][-1]["num_updates"] == 2
