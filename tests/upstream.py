@@ -1,21 +1,27 @@
 """Imports fairseq's own ``examples/data2vec`` as the oracle of the parity tests.
 
 It does not import on a current stack, so while it does: dataclasses get a hash (Python 3.11 refuses
-mutable defaults), registration is switched off (our models carry the same names), and its models
-package is given a name of its own.
+mutable defaults), registration is switched off (our models carry the same names), timm has stand-ins,
+NumPy its old ``np.float``, and packages whose ``__init__`` asks for torchvision are entered without it.
 """
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.util
 import sys
+import types
 from pathlib import Path
 from unittest import mock
 
 import fairseq
 import fairseq.models
+import numpy as np
+import timm_stand_in
 
-SOURCE = Path(fairseq.__file__).parent / "examples" / "data2vec" / "models"
+ROOT = Path(fairseq.__file__).parent / "examples"
+SOURCE = ROOT / "data2vec" / "models"
+PACKAGES = ("", ".data2vec", ".data2vec.data", ".data2vec.models", ".data2vec.models.modalities")
 
 
 def load(name):
@@ -25,13 +31,25 @@ def load(name):
         spec = importlib.util.spec_from_file_location(qualified, SOURCE / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[qualified] = module
-        with _current_stack():
+        with current_stack():
             spec.loader.exec_module(module)
     return sys.modules[qualified]
 
 
+def load_v2(name):
+    """The module ``examples.data2vec.<name>``, under that name: 2.0's modules import one another by it."""
+    for package in PACKAGES:
+        qualified = f"examples{package}"
+        if qualified not in sys.modules:
+            sys.modules[qualified] = types.ModuleType(qualified)
+        sys.modules[qualified].__path__ = [str(ROOT.joinpath(*package.split(".")[1:]))]
+    with current_stack():
+        return importlib.import_module(f"examples.data2vec.{name}")
+
+
 @contextlib.contextmanager
-def _current_stack():
+def current_stack():
+    """What upstream's code needs in order to import and to build its models."""
     plain = dataclasses.dataclass
 
     def hashable(cls=None, **kwargs):
@@ -41,7 +59,14 @@ def _current_stack():
     def unregistered(*_, **__):
         return lambda cls: cls
 
-    with mock.patch.object(dataclasses, "dataclass", hashable), mock.patch.object(
-        fairseq.models, "register_model", unregistered
+    with (
+        mock.patch.object(dataclasses, "dataclass", hashable),
+        mock.patch.object(fairseq.models, "register_model", unregistered),
+        mock.patch.dict(sys.modules, timm_stand_in.modules()),
+        mock.patch.object(np, "float", float, create=True),
     ):
+        before = set(sys.modules)
         yield
+        imported = {name: module for name, module in sys.modules.items() if name not in before}
+    # patch.dict forgets what was imported meanwhile
+    sys.modules.update(imported)

@@ -33,7 +33,8 @@ class SelfDistillation:
             self.ema = self.make_teacher()
         decay = self._decay(num_updates)
         # One step ahead is the rule; two happen after loading in a loop that, unlike fairseq, counts before it trains.
-        if self.training and 1 <= num_updates - self.ema.updates <= 2 and decay < 1:
+        ahead = num_updates - self.ema.updates if num_updates > 0 else 0
+        if self.training and 1 <= ahead <= 2 and decay < 1:
             self.ema.update(self._trailed, decay)
         self.ema.updates, self.ema.decay = num_updates, decay
 

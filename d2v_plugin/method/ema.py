@@ -31,19 +31,25 @@ class EMATeacher:
         student: module to copy. Its parameters must be those passed to ``update``.
         shared: names of parameters that always equal the student's.
         strip: called with the copy, takes out what the teacher does without (decoders, for example).
+        fp32: run in fp32 whatever the student's dtype.
 
     The owner keeps ``decay`` (last used) and ``updates`` (the update the weights belong to).
     """
 
-    def __init__(self, student, shared=(), strip=None):
+    def __init__(self, student, shared=(), strip=None, fp32=False):
         self.model = copy.deepcopy(student).requires_grad_(False).eval()
         if strip is not None:
             strip(self.model)
-        self.shared = frozenset(shared)
+        self.shared, self._runs_in_fp32 = frozenset(shared), fp32
         self.fp32 = {k: _as_fp32(v) for k, v in self.model.state_dict().items()}
         self.decay = None
         self.updates = 0
         self._plan = self._stale = None
+
+    @property
+    def dtype(self):
+        """In which the teacher runs."""
+        return next(self.model.parameters()).dtype
 
     @torch.no_grad()
     def update(self, student, decay):
@@ -105,6 +111,8 @@ class EMATeacher:
     def apply(self, fn):
         """Forward ``module._apply(fn)`` (``.to``, ``.half``, ``.cuda``); the averages stay in fp32."""
         self.model._apply(fn)
+        if self._runs_in_fp32:
+            self.model.float()
         running = self.model.state_dict()
         self.fp32 = {
             k: running[k] if running[k].dtype == v.dtype else v.to(running[k].device) for k, v in self.fp32.items()

@@ -30,18 +30,19 @@ class Regression:
         return mean_std(self.stats.pred_m2, self.stats.count)
 
 
-def regression_loss(pred, targets, *, beta, scale):
+def regression_loss(pred, targets, *, beta, scale, target_rows=None):
     """Sum of the elementwise loss over masked frames and channels, and how much both sides vary.
 
     Args:
         pred: (M, C) student predictions at masked frames.
-        targets: (M, C) fp32 teacher targets of the same frames.
+        targets: (M, C) fp32 teacher targets of the same frames; with ``target_rows`` any (..., C).
+        target_rows: (M,) int64, the row of ``targets`` for each prediction; clones of a sample name the same ones.
         beta: 0 means squared error (PyTorch's smooth L1 with beta 0 would be absolute error).
         scale: factor on the loss.
     Returns:
         ``Regression``.
     """
-    out = masked_smooth_l1(pred, targets, beta=beta, scale=scale)
+    out = masked_smooth_l1(pred, targets, target_rows=target_rows, beta=beta, scale=scale)
     return Regression(out.loss, out.stats)
 
 

@@ -67,6 +67,7 @@ class TargetRecipe:
             y = F.layer_norm(y, y.shape[-1:])
         if self.instance_norm_targets:
             y = self._final_instance_norm(y)
+        y = y.contiguous()
         return y if rows is None else y.flatten(0, 1).index_select(0, rows)
 
     @property

@@ -84,7 +84,7 @@ class Block(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Queries attend to a memory, then feed-forward; post-norm. ``residual`` False leaves the queries themselves out."""
+    """Queries attend to a memory, then feed-forward; post-norm. Without ``residual`` the queries are left out."""
 
     def __init__(self, channels, memory_channels, heads, residual=True):
         super().__init__()
