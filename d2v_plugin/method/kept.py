@@ -45,7 +45,7 @@ class Masked:
         if not 0 < count < T:
             left = "nothing of" if count >= T else "no masked position in"
             raise UserError(
-                f"the mask leaves {left} {T} positions; change the modality's mask_prob, mask_prob_adjust or mask_length"
+                f"the mask leaves {left} {T} positions; change mask_prob, mask_prob_adjust or mask_length"
             )
         key = mask.float()
         if kept_share > 0:
