@@ -1,12 +1,12 @@
 """Waveforms of a manifest as batches for fairseq.
 
 Batches are those of fairseq's FileAudioDataset for the same files, with three differences: a crop depends on the seed,
-the epoch and the entry only, so it stays the same whatever the number of data workers and after a resume; a file that
-cannot be used is skipped and counted instead of ending the run; and with padding an entry is sized by what reaches
-the model, which is never more than ``max_sample_size``.
+the epoch and the entry only, so it stays the same whatever the number of data workers and after a resume, and masks
+likewise; a file that cannot be used is skipped and counted instead of ending the run; and with padding an entry is
+sized by what reaches the model, which is never more than ``max_sample_size``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fairseq.data import FairseqDataset
 
 from d2v_plugin.data.audio_io import AudioError, read_audio
+from d2v_plugin.data.audio_masks import AudioMasks
 from d2v_plugin.data.bad_files import BadFiles
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.errors import UserError
@@ -34,10 +35,13 @@ class AudioDataset(FairseqDataset):
         shuffle: order by length, equal lengths shuffled; otherwise the manifest's order.
         num_buckets: pad every batch to one of this many lengths (needs ``pad``), 0 for none.
         max_bad_files: see BadFiles.
-        seed: of the crops.
+        seed: of the crops and the masks.
         shortest: fewest samples that make one frame of the model.
-        source_lengths: add ``net_input["source_lengths"]``, Python ints, so that the model need not read the padding
-            mask back from the device; only with ``pad``.
+        masks: draw masks for every batch, or None.
+        model_takes: names of the model's further arguments. ``source_lengths`` brings the lengths of the rows where
+            they are padded and ``masked_count`` the masked frames in every row, integers on the host that spare the
+            model reading them from the device; ``id`` brings the entries' numbers, from which it seeds what it draws
+            itself.
     """
 
     def __init__(
@@ -54,7 +58,8 @@ class AudioDataset(FairseqDataset):
         max_bad_files: int = 100,
         seed: int = 1,
         shortest: int = 1,
-        source_lengths: bool = False,
+        masks: AudioMasks | None = None,
+        model_takes: Collection[str] = (),
     ):
         super().__init__()
         if num_buckets > 0 and not pad:
@@ -68,7 +73,8 @@ class AudioDataset(FairseqDataset):
         self.resample = resample
         self.seed = seed
         self.shortest = shortest
-        self.source_lengths = source_lengths
+        self.masks = masks
+        self.model_takes = model_takes
         self.bad_files = BadFiles(len(manifest), max_bad_files, manifest.path)
         # Shared, because data workers outlive an epoch and see nothing else that the main process sets later.
         self._epoch = torch.ones(1, dtype=torch.int64).share_memory_()
@@ -120,6 +126,13 @@ class AudioDataset(FairseqDataset):
         return {"id": index, "source": source}
 
     def collater(self, samples: list[dict]) -> dict:
+        """Batch of the readable samples.
+
+        Returns:
+            ``id`` (B,) int64 and ``net_input``: ``source`` (B, samples) fp32; with padding ``padding_mask``, bool of
+            the same shape, True = padding; with masks ``precomputed_mask`` (B * clones, frames) bool; and what the
+            model takes.
+        """
         samples = readable(samples, self)
         if not samples:
             return {}
@@ -138,9 +151,17 @@ class AudioDataset(FairseqDataset):
         if self.pad:
             positions = torch.arange(padded_width)
             net_input["padding_mask"] = positions >= torch.tensor(lengths).unsqueeze(1)  # (B, samples)
-            if self.source_lengths:
+            if "source_lengths" in self.model_takes:
                 net_input["source_lengths"] = lengths
-        return {"id": torch.tensor([sample["id"] for sample in samples]), "net_input": net_input}
+        ids = torch.tensor([sample["id"] for sample in samples])
+        if "id" in self.model_takes:
+            net_input["id"] = ids
+        if self.masks is not None:
+            mask, count = self.masks.draw(self.seed, int(self._epoch[0]), ids, lengths, padded_width)
+            net_input["precomputed_mask"] = mask
+            if "masked_count" in self.model_takes:
+                net_input["masked_count"] = count
+        return {"id": ids, "net_input": net_input}
 
     def _crop(self, source: torch.Tensor, length: int, index: int) -> torch.Tensor:
         spare = len(source) - length

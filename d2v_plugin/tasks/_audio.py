@@ -8,19 +8,15 @@ import weakref
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from fairseq.logging import metrics
 from omegaconf import MISSING, OmegaConf
 
 from d2v_plugin.data.audio_dataset import AudioDataset
 from d2v_plugin.data.manifest import Manifest, load_manifest
 from d2v_plugin.errors import UserError
-from d2v_plugin.modules.conv_spec import ConvSpec
+from d2v_plugin.tasks._audio_model import STANDARD_EXTRACTOR, audio_masks, check_model, conv_spec
 
 logger = logging.getLogger(__name__)
-
-# the papers' feature extractor, assumed until a model with another one is built
-STANDARD_EXTRACTOR = ConvSpec.parse("[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2")
 
 
 @dataclass
@@ -64,35 +60,27 @@ def check_fields(cfg) -> None:
         raise UserError(f"task.subsample must be above 0 and at most 1, got {cfg.subsample}")
     if cfg.max_bad_files < -1:
         raise UserError(f"task.max_bad_files must be -1 (no limit), 0 or more, got {cfg.max_bad_files}")
-    if getattr(cfg, "precompute_mask_config", None) is not None:
-        raise UserError("task.precompute_mask_config arrives with data2vec 2.0; remove it")
     if cfg.binarized_dataset:
         raise UserError("task.binarized_dataset is not read; use the .tsv manifest, which is stored compactly anyway")
     if cfg.multi_corpus_keys is not None:
         raise UserError("task.multi_corpus_keys is not supported; join the manifests into one and remove it")
 
 
-def conv_spec(model: torch.nn.Module) -> ConvSpec | None:
-    """The feature extractor's specification, from the first module of ``model`` that has one: ours or fairseq's."""
-    for module in model.modules():
-        spec = getattr(module, "conv_spec", None)
-        if isinstance(spec, ConvSpec):
-            return spec
-        text = getattr(getattr(module, "cfg", None), "conv_feature_layers", None)
-        if isinstance(text, str):
-            return ConvSpec.parse(text)
-    return None
-
-
 class AudioTaskMixin:
-    """Put before a fairseq task class; a task says how many frames it needs at least in ``minimum_frames``."""
+    """Put before a fairseq task class.
+
+    A task says how many frames it needs at least in ``minimum_frames``, and whether it masks in ``pretrains``.
+    """
 
     minimum_frames = 1
+    pretrains = False
 
     def prepare(self) -> None:
         """Call at the end of ``__init__``."""
         check_fields(self.cfg)
-        self.wants_source_lengths = False
+        if not self.pretrains and self.cfg.precompute_mask_config is not None:
+            raise UserError("task.precompute_mask_config is for pre-training; remove it")
+        self.model_takes: frozenset[str] = frozenset()
         self.conv_spec = STANDARD_EXTRACTOR
         self.audio: dict[str, AudioDataset] = {}
         self._reported: dict[str, int] = {}
@@ -105,10 +93,13 @@ class AudioTaskMixin:
         if not from_checkpoint and not os.path.isdir(self.cfg.data):
             raise UserError(f"task.data={self.cfg.data} is no folder; give the one that holds the manifests")
         model = super().build_model(model_cfg, from_checkpoint)
-        self.wants_source_lengths = "source_lengths" in inspect.signature(model.forward).parameters
+        # A model from a checkpoint is for its own data, whatever this task was made for.
+        if not from_checkpoint:
+            check_model(model, audio_masks(self.cfg))
+        self.model_takes = frozenset(inspect.signature(model.forward).parameters)
         self.conv_spec = conv_spec(model) or STANDARD_EXTRACTOR
         for dataset in self.audio.values():
-            dataset.source_lengths = self.wants_source_lengths
+            dataset.model_takes = self.model_takes
         return model
 
     @property
@@ -141,7 +132,8 @@ class AudioTaskMixin:
             max_bad_files=self.cfg.max_bad_files,
             seed=self.cfg.seed,
             shortest=self.shortest,
-            source_lengths=self.wants_source_lengths,
+            masks=audio_masks(task_cfg),
+            model_takes=self.model_takes,
         )
         self.audio[split] = dataset
         return dataset

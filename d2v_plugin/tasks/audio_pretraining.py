@@ -18,11 +18,13 @@ class D2VAudioPretrainingTask(AudioTaskMixin, AudioPretrainingTask):
     """Waveforms from ``<data>/<split>.tsv``; see d2v_plugin/data/manifest.py for what it may name.
 
     Differs from fairseq's task in that unusable files are skipped and counted (``max_bad_files``), other sample rates
-    are converted (``resample``), crops are seeded, and segments of long recordings are read.
+    are converted (``resample``), crops and masks are functions of the seed, the epoch and the entry, and segments of
+    long recordings are read.
     """
 
     # targets are normalised over time, which one frame has no variance for
     minimum_frames = 2
+    pretrains = True
 
     def __init__(self, cfg: D2VAudioPretrainingConfig):
         super().__init__(cfg)

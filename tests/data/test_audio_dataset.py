@@ -107,12 +107,12 @@ def test_crops_do_not_depend_on_workers(clean):
 
 
 def test_source_lengths_are_host_integers(clean):
-    dataset = dataset_of(clean.manifest(), pad=True, max_sample_size=5000, source_lengths=True)
+    dataset = dataset_of(clean.manifest(), pad=True, max_sample_size=5000, model_takes=("source_lengths",))
     net_input = batch_of(dataset, [0, 1, 4])["net_input"]
     assert net_input["source_lengths"] == [4000, 3000, 5000]
     assert all(type(length) is int for length in net_input["source_lengths"])
     assert (~net_input["padding_mask"]).sum(1).tolist() == net_input["source_lengths"]
-    dataset = dataset_of(clean.manifest(), source_lengths=True)
+    dataset = dataset_of(clean.manifest(), model_takes=("source_lengths",))
     assert "source_lengths" not in batch_of(dataset, [0, 1])["net_input"]
 
 

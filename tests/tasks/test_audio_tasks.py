@@ -16,13 +16,14 @@ from omegaconf import OmegaConf
 import d2v_plugin.tasks.audio_finetuning  # noqa: F401
 import d2v_plugin.tasks.audio_pretraining  # noqa: F401
 from d2v_plugin.errors import UserError
+from d2v_plugin.modules.conv_spec import ConvSpec
 
 PRETRAINING, FINETUNING = "d2v_audio_pretraining", "d2v_audio_finetuning"
 
 
-def task_of(name, **fields):
-    root = OmegaConf.create({"common": {"seed": 1, "tpu": False}, "task": {"_name": name, **fields}})
-    return tasks.setup_task(root.task)
+def task_of(name, model=None, **fields):
+    root = {"common": {"seed": 1, "tpu": False}, "task": {"_name": name, **fields}, "model": model or {}}
+    return tasks.setup_task(OmegaConf.create(root).task)
 
 
 @pytest.fixture
@@ -150,7 +151,6 @@ def test_shortest_input_follows_the_models_extractor(labelled, monkeypatch):
         ({"max_bad_files": -2}, "max_bad_files must be -1"),
         ({"binarized_dataset": True}, "binarized_dataset"),
         ({"multi_corpus_keys": "a,b"}, "multi_corpus_keys"),
-        ({"precompute_mask_config": {"mask_prob": 0.5}}, "arrives with data2vec 2.0"),
     ],
 )
 def test_wrong_fields_are_refused_at_once(fields, part):
@@ -229,3 +229,107 @@ def test_a_recording_that_no_batch_can_hold_says_which_number_to_change(corpus):
     task.load_dataset("train")
     with pytest.raises(UserError, match="9000 samples and dataset.max_tokens=8000.*task.max_sample_size"):
         task.get_batch_iterator(dataset=task.dataset("train"), max_tokens=8000)
+
+
+# -- precomputed masks -----------------------------------------------------------------------------
+
+AUDIO = {
+    "feature_encoder_spec": "[(8, 1000, 500)]",
+    "mask_prob": 0.5,
+    "mask_prob_adjust": 0.05,
+    "mask_length": 2,
+    "inverse_mask": False,
+    "mask_dropout": 0,
+}
+MULTI = {"clone_batch": 3, "modalities": {"audio": AUDIO}}
+
+
+class TakesMasks(BaseFairseqModel):
+    """The part of data2vec_multi that a task looks at."""
+
+    def __init__(self, spec=AUDIO["feature_encoder_spec"], clones=3, modality="AUDIO"):
+        super().__init__()
+        self.cfg = argparse.Namespace(clone_batch=clones)
+        encoder = torch.nn.Identity()
+        encoder.conv_spec = ConvSpec.parse(spec)
+        self.modality_encoders = torch.nn.ModuleDict({modality: encoder})
+
+    def forward(
+        self, source, id=None, padding_mask=None, precomputed_mask=None, source_lengths=None, masked_count=None
+    ):
+        return source
+
+
+def masking_task(corpus, model=MULTI, **config):
+    return task_of(PRETRAINING, model, data=str(corpus.folder), precompute_mask_config=config)
+
+
+def test_masks_follow_the_models_settings(labelled, monkeypatch):
+    task = built_with(monkeypatch, masking_task(labelled), TakesMasks())
+    task.load_dataset("train")
+    assert task.conv_spec == ((8, 1000, 500),) and task.shortest == 1500
+    masks = task.dataset("train").masks
+    assert dataclasses.asdict(masks) == {
+        "spec": ((8, 1000, 500),),
+        "prob": 0.5,
+        "length": 2,
+        "adjust": 0.05,
+        "inverse": False,
+        "dropout": 0,
+        "clones": 3,
+        "expand_adjacent": False,
+        "non_overlapping": False,
+    }
+    dataset = task.dataset("train")
+    net_input = dataset.collater([dataset[1], dataset[3]])["net_input"]
+    assert net_input.keys() == {"source", "id", "precomputed_mask", "masked_count"}
+    # 5000 samples make 9 frames
+    assert net_input["precomputed_mask"].shape == (6, 9) and net_input["masked_count"] == 4
+
+
+def test_the_tasks_own_settings_go_first(labelled):
+    task = masking_task(labelled, mask_prob=0.2, expand_adjacent=True, feature_encoder_spec="[(8, 100, 50)]")
+    task.load_dataset("train")
+    masks = task.dataset("train").masks
+    assert (masks.prob, masks.expand_adjacent, masks.length, masks.spec) == (0.2, True, 2, ((8, 100, 50),))
+
+
+def test_no_masks_unless_asked_for(labelled):
+    task = task_of(PRETRAINING, MULTI, data=str(labelled.folder))
+    task.load_dataset("train")
+    assert task.dataset("train").masks is None
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "part"),
+    [
+        (TakesMasks(), {"clone_batch": 4}, "clone_batch=4 and model.clone_batch=3; make them the same"),
+        (TakesMasks("[(8, 400, 320)]"), {}, "different numbers of frames; leave it out"),
+        (TakesMasks(modality="IMAGE"), {}, "the task reads audio and the model has IMAGE only"),
+        (TakesLengths(), {}, "this model draws its masks itself; remove task.precompute_mask_config"),
+        (TakesMasks(), {"mask_prob": 0.0}, "mask_prob 0.0 masks none"),
+        (TakesMasks(), {"feature_encoder_spec": "__import__('os')"}, "triples"),
+    ],
+)
+def test_masks_and_a_model_that_disagree(labelled, monkeypatch, model, change, part):
+    task = masking_task(labelled, **change)
+    with pytest.raises(UserError, match=part) as caught:
+        built_with(monkeypatch, task, model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_setting_that_the_model_does_not_have(labelled):
+    task = masking_task(labelled, model={"clone_batch": 3, "modalities": {"audio": {"mask_prob": 0.5}}})
+    with pytest.raises(UserError, match="precompute_mask_config.feature_encoder_spec is to be the model's"):
+        task.load_dataset("train")
+
+
+def test_fine_tuning_has_no_masks_to_precompute(labelled):
+    with pytest.raises(UserError, match="task.precompute_mask_config is for pre-training; remove it"):
+        task_of(FINETUNING, MULTI, data=str(labelled.folder), labels="ltr", precompute_mask_config={})
+
+
+def test_a_model_from_a_checkpoint_need_not_fit_the_tasks_masks(labelled, monkeypatch):
+    task = masking_task(labelled)
+    monkeypatch.setattr("fairseq.models.build_model", lambda *args, **kwargs: TakesMasks(clones=8))
+    assert task.build_model(argparse.Namespace(), from_checkpoint=True).cfg.clone_batch == 8

@@ -29,7 +29,7 @@ def block_masked_count(grid, *, prob, inverse=False, lengths=None):
     """
     if not 0 <= prob <= 1:
         raise UserError(f"mask_prob must lie between 0 and 1, got {prob}")
-    cells = math.prod(grid) if lengths is None else int(min(lengths))
+    cells = math.prod(grid) if lengths is None else int(torch.as_tensor(lengths).min())
     masked = cells - int(cells * (1 - prob)) if inverse else int(cells * prob)
     if lengths is not None:
         if cells < 2:
@@ -70,7 +70,7 @@ def block_mask(
         expand_adjacent: rows with too few positions grow at the edges of their blocks instead of anywhere. Only with
             ``exact``. Reads the device once per round of growth.
         non_overlapping: blocks are the cells of a coarse grid, drawn without replacement.
-        lengths: valid positions of every row, host integers, for a 1-D grid and ``exact``; nothing past them is masked.
+        lengths: valid positions of every row, integers on the host, for a 1-D grid and ``exact``; no others are masked.
             All rows get the number that suits the shortest, longer ones by fewer blocks. Other rows of the batch
             change a row by this number only.
     Returns:
