@@ -55,7 +55,7 @@ def _draw_utterance(args: argparse.Namespace) -> Path:
         from d2v_plugin.eval.load import load_model
 
         loaded = load_model(args.mask_from)
-        cfg = loaded.encoder.cfg
+        cfg = loaded.network.mask_settings
         recipe = {key: cfg.get(key) for key in recipe}
         rate, frame_rate, field = loaded.sample_rate, loaded.frame_rate, loaded.receptive_field
     prob = recipe["mask_prob"] if args.mask_prob is None else args.mask_prob

@@ -48,26 +48,11 @@ def layer_outputs(loaded: LoadedModel, batch: Batch, layers: Sequence[int]) -> t
     Returns:
         ``({layer: (B, T, C) fp32}, B frame counts)`` on the model's device; frames past the counts are padding.
     """
-    captured: list[Tensor] = []
-    hook = loaded.encoder.encoder.layers[0].register_forward_pre_hook(lambda module, args: captured.append(args[0]))
     mask = batch.padding_mask
-    try:
-        result = loaded.encoder.extract_features(
-            batch.source.to(loaded.device),
-            mask if mask is None else mask.to(loaded.device),
-            mask=False,
-            layer=max(max(layers) - 1, 0),
-        )
-    finally:
-        hook.remove()
-    # fairseq's own encoder works time-major and pads to an even length; ours is batch-major
-    outputs = [output[0].transpose(0, 1) for output in result["layer_results"]]
-    first = captured[0] if not type(loaded.encoder).__module__.startswith("fairseq.") else captured[0].transpose(0, 1)
-    frames = outputs[0].size(1)
-    found = {layer: (first[:, :frames] if layer == 0 else outputs[layer - 1]).float() for layer in layers}
-    padding = result["padding_mask"]
-    counts = [frames] * len(batch.indices) if padding is None else (~padding).sum(1).tolist()
-    return found, counts
+    mask = mask if mask is None else mask.to(loaded.device)
+    outputs, padding = loaded.network.layer_outputs(batch.source.to(loaded.device), mask, max(layers))
+    counts = [outputs[0].size(1)] * len(batch.indices) if padding is None else (~padding).sum(1).tolist()
+    return {layer: outputs[layer].float() for layer in layers}, counts
 
 
 def iterate_features(

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from d2v_plugin.checkpoints import read_checkpoint
 from d2v_plugin.errors import UserError
+from d2v_plugin.eval.networks import MultiNetwork, Network
+from d2v_plugin.modalities import modality_name
 
 CTC = "ctc"
 PRETRAINED = "pre-trained"
 # model name in the checkpoint -> what it can be used for
-KINDS = {"wav2vec_ctc": CTC, "data2vec_audio": PRETRAINED, "wav2vec2": PRETRAINED}
+KINDS = {"wav2vec_ctc": CTC, "data2vec_audio": PRETRAINED, "wav2vec2": PRETRAINED, "data2vec_multi": PRETRAINED}
 
 
 @dataclass
@@ -49,11 +51,16 @@ class LoadedModel:
         return self.model.w2v_encoder.w2v_model if self.kind == CTC else self.model
 
     @property
+    def network(self) -> Network:
+        """Its blocks and their outputs."""
+        return MultiNetwork(self.encoder) if hasattr(self.encoder, "modality_encoders") else Network(self.encoder)
+
+    @property
     def depth(self) -> int:
-        return len(self.encoder.encoder.layers)
+        return len(self.network.blocks)
 
     def _convolutions(self) -> list[nn.Conv1d]:
-        return [module for module in self.encoder.feature_extractor.modules() if isinstance(module, nn.Conv1d)]
+        return [module for module in self.network.extractor.modules() if isinstance(module, nn.Conv1d)]
 
     @property
     def stride(self) -> int:
@@ -76,7 +83,7 @@ class LoadedModel:
     @property
     def padding_changes_results(self) -> bool:
         """True when the extractor normalises over time (``extractor_mode: default``), padding included."""
-        return any(isinstance(module, nn.GroupNorm) for module in self.encoder.feature_extractor.modules())
+        return any(isinstance(module, nn.GroupNorm) for module in self.network.extractor.modules())
 
     def describe(self) -> str:
         """One line for the screen."""
@@ -103,6 +110,18 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}, but torch sees {torch.cuda.device_count()} GPU; they count from cuda:0")
     return device
+
+
+@contextlib.contextmanager
+def _quiet_fairseq() -> Iterator[None]:
+    """fairseq tells about optional packages when imported, and logs whole configurations when it builds a model."""
+    logger = logging.getLogger("fairseq")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def register_plugin() -> None:
@@ -171,6 +190,47 @@ def _kind(cfg, path: Path, want: str | None) -> tuple[str, str]:
     return name, kind
 
 
+def _check_modality(cfg, wanted: str, path: Path) -> None:
+    """Raises ``UserError`` where a ``data2vec_multi`` file is known to be of another modality."""
+    found = cfg.model.get("supported_modality")
+    if found is not None and modality_name(found) != wanted:
+        raise UserError(f"{path} was trained on {modality_name(found)}; this needs a model of {wanted}")
+
+
+def load_multi(
+    path: Path, modality: str, *, dictionary=None, untrained_seed: int | None = None, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Any]:
+    """The network of a ``data2vec_multi`` checkpoint for one modality, for features.
+
+    Args:
+        modality: "IMAGE", "TEXT", "AUDIO" or a registered one.
+        dictionary: fairseq ``Dictionary`` of training; TEXT needs it.
+        untrained_seed: keep the random initial weights that this seed gives instead of the checkpoint's.
+    Returns:
+        ``(model, cfg)``: without teacher and decoders, in evaluation mode; and the configuration of training.
+    Raises:
+        UserError: one line on what is wrong and what to change.
+    """
+    state = read_checkpoint(path, keys=("model",))
+    cfg = _configuration(state, path)
+    name = str(cfg.model.get("_name"))
+    if name != "data2vec_multi":
+        raise UserError(f"{path} holds a {name!r} model; this takes data2vec_multi")
+    _check_modality(cfg, modality, path)
+    model = _built(cfg, PRETRAINED, _TextStandIn(dictionary) if dictionary is not None else None, untrained_seed)
+    if untrained_seed is None:
+        _load_weights(model, state["model"], path)
+    model.remove_pretraining_modules(modality)
+    return model.eval().to(device), cfg
+
+
+class _TextStandIn:
+    """All that a TEXT encoder asks of its task."""
+
+    def __init__(self, dictionary):
+        self.source_dictionary = dictionary
+
+
 class _TaskStandIn:
     """All that fairseq's CTC model asks of its task."""
 
@@ -178,21 +238,28 @@ class _TaskStandIn:
         self.target_dictionary = dictionary
 
 
-def _build(cfg, kind: str, dictionary) -> nn.Module:
+@_quiet_fairseq()
+def _built(cfg, kind: str, task, seed: int | None) -> nn.Module:
+    """The model with random weights; the caller's random numbers stay as they were."""
     from fairseq import models
     from omegaconf import open_dict
 
+    register_plugin()
     with open_dict(cfg):
         if kind == CTC:
             # paths of the training machine: w2v_args below replaces the first, nothing reads the second
             cfg.model.w2v_path = "-"
             cfg.model.data = "-"
-    return models.build_model(cfg.model, _TaskStandIn(dictionary), from_checkpoint=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        return models.build_model(cfg.model, task, from_checkpoint=True)
 
 
 def _load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """Strictly; the EMA teacher, which only training needs, is left out."""
     weights = {key: value for key, value in weights.items() if key != "_ema"}
+    if getattr(model, "ema", None) is not None:
+        model.ema = None
     try:
         model.load_state_dict(weights, strict=True)
     except (RuntimeError, UserError) as error:  # torch's own, or what data2vec_audio makes of it
@@ -208,18 +275,6 @@ def _load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> N
         )
 
 
-@contextlib.contextmanager
-def _quiet_fairseq() -> Iterator[None]:
-    """fairseq tells about optional packages when imported, and logs whole configurations when it builds a model."""
-    logger = logging.getLogger("fairseq")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 @_quiet_fairseq()
 def load_model(
     path: Path,
@@ -233,7 +288,8 @@ def load_model(
     """Build the model of a checkpoint and load its weights, in evaluation mode.
 
     Args:
-        path: fairseq checkpoint of ``data2vec_audio``, ``wav2vec2`` or ``wav2vec_ctc`` on top of one of them.
+        path: fairseq checkpoint of ``data2vec_audio``, ``data2vec_multi`` for speech, ``wav2vec2``, or ``wav2vec_ctc``
+            on top of one of them.
         want: :data:`CTC` refuses checkpoints without output letters.
         dictionary: letters of a CTC model, when neither the checkpoint nor the manifest's folder has them.
         manifest: its folder may hold ``dict.ltr.txt``.
@@ -245,15 +301,14 @@ def load_model(
     cfg = _configuration(state, path)
     name, kind = _kind(cfg, path, want)
     letters = _dictionary(state, cfg, path, dictionary, manifest) if kind == CTC else None
+    if name == "data2vec_multi":
+        _check_modality(cfg, "AUDIO", path)
     if kind == CTC and cfg.model.get("w2v_args") is None:
         raise UserError(
             f"{path} does not hold the configuration of its pre-trained model (w2v_args); fine-tune with "
             "fairseq 0.12, which stores it"
         )
-    register_plugin()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(untrained_seed or 0)
-        model = _build(cfg, kind, letters)
+    model = _built(cfg, kind, _TaskStandIn(letters), untrained_seed)
     if untrained_seed is None:
         _load_weights(model, state["model"], path)
     if kind == PRETRAINED:

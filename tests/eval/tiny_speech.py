@@ -151,3 +151,17 @@ def write_ctc(path: Path, dictionary: Path, mode: str = "layer_norm", store_dict
     task_state = {"target_dictionary": Task.target_dictionary} if store_dictionary else {}
     torch.save({"cfg": cfg, "model": model.state_dict(), "args": None, "task_state": task_state}, path)
     return path
+
+
+def write_multi(path: Path, modality: str = "AUDIO") -> Path:
+    """A ``data2vec_multi`` checkpoint of one modality with its teacher, prenet and extra token."""
+    from omegaconf import OmegaConf
+    from tiny_multi import root_config, tiny
+
+    settings = {"num_extra_tokens": 1, "use_alibi_encoder": True}
+    model = OmegaConf.to_container(root_config(modality, settings), resolve=True)
+    task = {"_name": "d2v_audio_pretraining", "data": "/not/on/this/machine", "sample_rate": SAMPLE_RATE}
+    state = tiny(modality, settings).state_dict()
+    assert "_ema" in state
+    torch.save({"cfg": {**model, "task": task | {"normalize": True}}, "model": state}, path)
+    return path
