@@ -1,0 +1,263 @@
+"""Task ``d2v_masked_lm``: fairseq's ``masked_lm``, for which its configuration is a drop-in."""
+
+import inspect
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import numpy as np
+from fairseq import utils
+from fairseq.data import Dictionary, PrependTokenDataset, TokenBlockDataset, data_utils
+from fairseq.data.indexed_dataset import infer_dataset_impl
+from fairseq.data.shorten_dataset import maybe_shorten_dataset
+from fairseq.tasks import register_task
+from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
+from omegaconf import MISSING, OmegaConf
+
+from d2v_plugin.data.text_batches import NOTHING, TokenBatches
+from d2v_plugin.data.text_binary import open_tokens
+from d2v_plugin.data.text_pieces import read_symbols
+from d2v_plugin.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MODEL = "data2vec_multi"
+MASK = "<mask>"
+# tokens of a split that are compared with the dictionary before a GPU meets them
+LOOKED_AT = 1 << 20
+
+
+@dataclass
+class D2VMaskedLMConfig(MaskedLMConfig):
+    """fairseq's fields."""
+
+
+def check_fields(cfg) -> None:
+    """Refuse values that could only fail later or be ignored.
+
+    Raises:
+        UserError: one line that names the field and what to change.
+    """
+    if is_unset(cfg):
+        raise UserError("task.data is not set; give the folder with the binarised text, task.data=/path/to/text")
+    if cfg.tokens_per_sample < NOTHING + 1:
+        raise UserError(
+            f"task.tokens_per_sample={cfg.tokens_per_sample} leaves no room for text beside <s> and </s>; 512 is usual"
+        )
+    if cfg.d2v2_multi and not cfg.skip_masking:
+        raise UserError("task.d2v2_multi=true needs task.skip_masking=true: data2vec 2.0 masks in the model, not here")
+    if cfg.mask_whole_words and not cfg.skip_masking:
+        raise UserError(
+            "task.mask_whole_words needs the BPE arguments of fairseq-train's command line, which a YAML run does not "
+            "have; remove it"
+        )
+
+
+def is_unset(cfg) -> bool:
+    missing = OmegaConf.is_config(cfg) and OmegaConf.is_missing(cfg, "data")
+    return missing or getattr(cfg, "data", None) in (None, "", MISSING)
+
+
+def check_model(cfg, model_cfg) -> None:
+    """Refuse a model that this configuration does not feed.
+
+    Raises:
+        UserError: another input form, another modality, or more tokens than the model has positions.
+    """
+    if getattr(model_cfg, "_name", None) == MODEL:
+        if not cfg.d2v2_multi:
+            raise UserError(f"model {MODEL} needs task.d2v2_multi=true and task.skip_masking=true; set both")
+        modality = getattr(model_cfg, "supported_modality", None)
+        modality = getattr(modality, "name", modality)
+        if modality not in (None, "TEXT"):
+            raise UserError(
+                f"model.supported_modality={modality} and a task that serves text; set model.supported_modality=TEXT, "
+                "or choose the task of that modality"
+            )
+        text = getattr(getattr(model_cfg, "modalities", None), "text", None)
+        positions, name = getattr(text, "max_source_positions", None), "model.modalities.text.max_source_positions"
+    else:
+        positions, name = getattr(model_cfg, "max_source_positions", None), "model.max_source_positions"
+    if isinstance(positions, int) and cfg.tokens_per_sample > positions:
+        raise UserError(
+            f"task.tokens_per_sample={cfg.tokens_per_sample} is beyond {name}={positions}; lower the first or raise "
+            "the second (a checkpoint to go on from fixes it)"
+        )
+
+
+@register_task("d2v_masked_lm", dataclass=D2VMaskedLMConfig)
+class D2VMaskedLMTask(MaskedLMTask):
+    """Blocks of binarised text from ``<data>/<split>.{bin,idx}`` with ``<data>/dict.txt``.
+
+    Differs from fairseq's task in that mistakes are one line, a batch without padding has no padding mask, documents
+    of no text are left out, ``sample_break_mode: eos`` works under NumPy 2, shortened sequences leave room for
+    ``<s>``, and a checkpoint carries its dictionary, so that it loads without the folder it was trained on.
+    """
+
+    cfg: D2VMaskedLMConfig
+
+    def __init__(self, cfg: D2VMaskedLMConfig, dictionary: Optional[Dictionary] = None):
+        check_fields(cfg)
+        super().__init__(cfg, dictionary)
+        self.wants_source_lengths = False
+        self.state.merge_state_dict({"symbols": list(self.dictionary.symbols)})
+
+    @classmethod
+    def setup_task(cls, cfg: D2VMaskedLMConfig, from_checkpoint: bool = False, **kwargs):
+        """``from_checkpoint``: a dictionary that is not there is replaced by the checkpoint's own."""
+        if from_checkpoint and (is_unset(cfg) or not (_folders(cfg)[0] / "dict.txt").is_file()):
+            cfg.data = "." if is_unset(cfg) else cfg.data
+            task = cls(cfg, Dictionary())
+            task.state.state_dict.pop("symbols")
+            return task
+        return cls(cfg, cls.load_dict(cfg))
+
+    @classmethod
+    def load_dict(cls, cfg) -> Dictionary:
+        """The first folder's dictionary, without ``<mask>``."""
+        check_fields(cfg)
+        for folder in _folders(cfg):
+            if not folder.is_dir():
+                raise UserError(f"task.data={cfg.data}: {folder} is no folder; give the one with the binarised text")
+        path = _folders(cfg)[0] / "dict.txt"
+        if not path.is_file():
+            raise UserError(
+                f"task.data={cfg.data} holds no dict.txt; binarise text with `d2v text build` (raw text) or "
+                "fairseq-preprocess (tokenised text), and give the folder it writes"
+            )
+        read_symbols(path)  # says what is wrong with a broken file
+        dictionary = Dictionary.load(str(path))
+        logger.info("dictionary: %d types", len(dictionary))
+        return dictionary
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Take the checkpoint's dictionary, or compare it with the one that is there.
+
+        Raises:
+            UserError: they differ.
+        """
+        symbols, own = state_dict.get("symbols"), self.state.state_dict.get("symbols")
+        if symbols is None and own is None:
+            raise UserError(
+                f"task.data={self.cfg.data} holds no dict.txt, and the checkpoint brings none; give the folder of "
+                "training"
+            )
+        if own is None:
+            self.dictionary = Dictionary()
+            for symbol in symbols[self.dictionary.nspecial :]:
+                self.dictionary.add_symbol(symbol, overwrite=True)  # as many numbers as there were
+            self.mask_idx = self.dictionary.add_symbol(MASK)
+        elif symbols is not None and symbols != own:
+            raise UserError(
+                f"the checkpoint was trained with another dictionary than that of task.data={self.cfg.data} "
+                f"({_difference(symbols, own)}); give text that was binarised with the dict.txt of training"
+            )
+        super().load_state_dict(state_dict)
+
+    def build_model(self, model_cfg, from_checkpoint: bool = False):
+        check_model(self.cfg, model_cfg)
+        model = super().build_model(model_cfg, from_checkpoint)
+        self.wants_source_lengths = "source_lengths" in inspect.signature(model.forward).parameters
+        for dataset in self.datasets.values():
+            if isinstance(dataset, TokenBatches):
+                dataset.source_lengths = self.wants_source_lengths
+        return model
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
+        """fairseq's, or :class:`TokenBatches` with ``d2v2_multi``."""
+        if not self.cfg.d2v2_multi:
+            return super().load_dataset(split, epoch, combine, **kwargs)
+        blocks = self._load_dataset_split(split, epoch, combine)
+        pad = self.source_dictionary.pad()
+        self.datasets[split] = TokenBatches(blocks, pad, self.cfg.seed, self.wants_source_lengths)
+
+    def _load_dataset_split(self, split: str, epoch: int, combine: bool) -> PrependTokenDataset:
+        """Blocks of one split, each behind ``<s>``."""
+        folders = _folders(self.cfg)
+        prefix = folders[(epoch - 1) % len(folders)] / split
+        check_split(prefix, len(self.source_dictionary))
+        tokens = data_utils.load_indexed_dataset(str(prefix), self.source_dictionary, combine=combine)
+        cfg, room = self.cfg, self.cfg.tokens_per_sample - 1  # <s> takes one
+        tokens = maybe_shorten_dataset(
+            tokens, split, cfg.shorten_data_split_list, str(cfg.shorten_method), room, cfg.seed
+        )
+        # One sequence a block needs no table, and fairseq's builder of that one uses what NumPy 2 has dropped.
+        if str(cfg.sample_break_mode) != "eos":
+            specials = {"pad": self.source_dictionary.pad(), "eos": self.source_dictionary.eos()}
+            tokens = TokenBlockDataset(tokens, tokens.sizes, room, break_mode=str(cfg.sample_break_mode), **specials)
+        blocks = PrependTokenDataset(tokens, self.source_dictionary.bos())
+        logger.info("%s: %d blocks, %d tokens", prefix, len(blocks), int(np.sum(blocks.sizes, dtype=np.int64)))
+        return blocks
+
+    def get_batch_iterator(
+        self,
+        dataset,
+        max_tokens=None,
+        max_sentences=None,
+        max_positions=None,
+        ignore_invalid_inputs=False,
+        **kwargs,
+    ):
+        """fairseq's, which would stop with a bare exception or assertion at a block that is too long."""
+        sizes = np.asarray(dataset.sizes).reshape(-1)
+        longest, most = int(sizes.max(initial=0)), self.cfg.tokens_per_sample
+        remedy = "task.sample_break_mode=none fills blocks evenly, task.shorten_method=truncate cuts sequences"
+        if longest > most and not ignore_invalid_inputs:
+            raise UserError(
+                f"the longest block has {longest} tokens and task.tokens_per_sample={most}: one sequence is longer; "
+                f"{remedy}, and dataset.skip_invalid_size_inputs_valid_test=true leaves such blocks out"
+            )
+        if longest > most:
+            long = sizes[sizes > most]
+            share = 100 * float(long.sum(dtype=np.int64) / sizes.sum(dtype=np.int64))
+            logger.warning("%d blocks, %.1f %% of the tokens, are too long and left out; %s", len(long), share, remedy)
+        if max_tokens is not None and min(longest, most) > max_tokens:
+            raise UserError(
+                f"the longest block has {min(longest, most)} tokens and dataset.max_tokens={max_tokens} is the most a "
+                "batch holds; raise it, or lower task.tokens_per_sample"
+            )
+        return super().get_batch_iterator(
+            dataset, max_tokens, max_sentences, max_positions, ignore_invalid_inputs, **kwargs
+        )
+
+
+def _folders(cfg) -> list[Path]:
+    return [Path(path) for path in utils.split_paths(cfg.data)]
+
+
+def check_split(prefix: Path, symbols: int) -> None:
+    """Refuse token files that are missing, cut off, empty, or not of this dictionary.
+
+    Args:
+        symbols: size of the dictionary with ``<mask>``.
+    Raises:
+        UserError: one line.
+    """
+    if not os.path.isfile(f"{prefix}.idx") and infer_dataset_impl(str(prefix)) is None:
+        there = sorted(path.stem for path in prefix.parent.glob("*.idx"))
+        raise UserError(
+            f"{prefix}.idx does not exist (there is: {', '.join(there) or 'nothing of the kind'}); write it with "
+            "`d2v text build` or `d2v text encode`, or name the split that is there with dataset.train_subset or "
+            "dataset.valid_subset"
+        )
+    if infer_dataset_impl(str(prefix)) != "mmap":
+        return
+    file = open_tokens(prefix)
+    if not len(file):
+        raise UserError(f"{prefix}.idx: holds no sequences; write it again from text that is not empty")
+    step = max(1, len(file.tokens) // LOOKED_AT)
+    largest = int(file.tokens[::step].max())
+    if largest >= symbols:
+        raise UserError(
+            f"{prefix}.bin holds the token {largest} and {prefix.parent / 'dict.txt'} has {symbols - 1} symbols: they "
+            "do not belong together; put the dictionary of this text there, or binarise it with this one"
+        )
+
+
+def _difference(symbols: list[str], own: list[str]) -> str:
+    if len(symbols) != len(own):
+        return f"{len(symbols)} symbols there, {len(own)} here"
+    number = next(index for index, pair in enumerate(zip(symbols, own, strict=True)) if pair[0] != pair[1])
+    return f"symbol {number} is {symbols[number]!r} there, {own[number]!r} here"
