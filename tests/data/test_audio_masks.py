@@ -3,12 +3,14 @@
 import pytest
 import torch
 from audio_corpus import RATE
+from fairseq.data import FileAudioDataset
 from fairseq.data.data_utils import compute_block_mask_1d
 
 from d2v_plugin.data.audio_dataset import AudioDataset
 from d2v_plugin.data.audio_masks import AudioMasks
 from d2v_plugin.data.manifest import load_manifest
 from d2v_plugin.errors import UserError
+from d2v_plugin.method.masking import GeneratorDraws, same_count
 from d2v_plugin.modules.conv_spec import ConvSpec
 
 SPEC = ConvSpec.parse("[(4, 10, 5)] + [(4, 3, 2)] * 4 + [(4, 2, 2)] * 2")
@@ -138,3 +140,14 @@ def test_recordings_of_a_few_frames_do_not_end_a_run(corpus, samples, prob):
 def test_settings_that_cannot_work_are_refused_before_any_batch(change, part):
     with pytest.raises(UserError, match=part):
         AudioMasks(SPEC, **{**BASE, **change})
+
+
+def test_fairseqs_own_masks_have_different_counts_until_they_are_made_equal(path):
+    rule = {"mask_prob": 0.5, "mask_prob_adjust": 0.05, "mask_length": 5, "clone_batch": 3}
+    spec = "[(4, 10, 5)] + [(4, 3, 2)] * 4 + [(4, 2, 2)] * 2"
+    theirs = FileAudioDataset(str(path), RATE, compute_mask=True, feature_encoder_spec=spec, **rule)
+    mask = theirs.collater([theirs[i] for i in (0, 1, 4)])["net_input"]["precomputed_mask"].bool()
+    assert mask.shape == (9, SPEC.frames(12000)) and len(set(mask.sum(1).tolist())) > 1
+    equal, count = same_count(mask, GeneratorDraws(None, 9))
+    assert equal.sum(1).tolist() == [count] * 9
+    assert count == round(float(mask.sum(1).double().mean()))

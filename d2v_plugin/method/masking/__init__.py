@@ -1,6 +1,7 @@
 """Masks for all modalities: spans (1.0), blocks and single positions (2.0), and the numbers they are drawn from."""
 
 from d2v_plugin.method.masking.blocks import block_mask, block_masked_count
+from d2v_plugin.method.masking.counts import same_count
 from d2v_plugin.method.masking.draws import GeneratorDraws, SampleDraws
 from d2v_plugin.method.masking.random_masks import random_mask, random_masked_count
 from d2v_plugin.method.masking.spans import span_mask
@@ -12,5 +13,6 @@ __all__ = [
     "block_masked_count",
     "random_mask",
     "random_masked_count",
+    "same_count",
     "span_mask",
 ]

@@ -36,3 +36,25 @@ def exactly(mask, count, noise, valid=None):
 def some_of(candidates, count, noise):
     """At most ``count`` of each row's ``candidates`` (rows, n) bool; a ``count`` below 1 picks none."""
     return candidates & smallest(noise.masked_fill(~candidates, 2.0), count)
+
+
+def same_count(mask, draws):
+    """Give every row the same number of masked positions, the mean, by masking and unmasking at random.
+
+    For masks of other samplers. fairseq's audio data cuts masks out of longer ones, so that counts differ; its model
+    then takes the number of positions to keep from the first row, which lets others see some of what they predict.
+
+    Args:
+        mask: (rows, n) bool; read from its device once.
+        draws: SampleDraws or GeneratorDraws, which are asked only where counts differ.
+    Returns:
+        ``(mask, count)``, the mask as it came where counts are equal. Where they differ one position is masked and one
+        is left at least.
+    """
+    counts = mask.sum(1).double()
+    fewest, most, mean = torch.stack([counts.min(), counts.max(), counts.mean()]).tolist()
+    if fewest == most:
+        return mask, int(fewest)
+    n = mask.shape[1]
+    count = min(max(round(mean), 1), n - 1)
+    return exactly(mask, count, draws.uniform("same count", n)), count
