@@ -179,7 +179,7 @@ def mixed(mixing, B=6, size=16, epoch=1):
 def test_smoothed_labels():
     target = Mixing(classes=5, label_smoothing=0.1).smooth(torch.tensor([2, 0]))
     assert torch.allclose(target, torch.tensor([[0.02, 0.02, 0.92, 0.02, 0.02], [0.92, 0.02, 0.02, 0.02, 0.02]]))
-    assert torch.equal(Mixing(classes=3, label_smoothing=0.0).smooth(torch.tensor([1])), torch.tensor([[0.0, 1.0, 0.0]]))
+    assert Mixing(classes=3, label_smoothing=0.0).smooth(torch.tensor([1])).tolist() == [[0.0, 1.0, 0.0]]
 
 
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
