@@ -6,7 +6,7 @@ likewise; a file that cannot be used is skipped and counted instead of ending th
 sized by what reaches the model, which is never more than ``max_sample_size``.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from fairseq.data import FairseqDataset
 
 from d2v_plugin.data.audio_io import AudioError, read_audio
 from d2v_plugin.data.audio_masks import AudioMasks
-from d2v_plugin.data.bad_files import BadFiles
+from d2v_plugin.data.bad_files import BadFiles, readable
 from d2v_plugin.data.manifest import Manifest
 from d2v_plugin.errors import UserError
 
@@ -169,27 +169,6 @@ class AudioDataset(FairseqDataset):
             return source
         start = int(np.random.default_rng((self.seed, int(self._epoch[0]), index)).integers(spare + 1))
         return source[start : start + length]
-
-
-def readable(samples: list[dict], dataset, allowed: Callable[[int], bool] | None = None) -> list[dict]:
-    """The samples that could be read; when none could, the nearest entry of ``dataset`` that can.
-
-    An empty batch would make fairseq repeat the epoch's first batch, and fail when that one is empty too. Every process
-    of a distributed run has to take the step, so one neighbour stands in for the whole batch.
-    """
-    good = [sample for sample in samples if sample["source"] is not None]
-    if good or not samples:
-        return good
-    tried = {sample["id"] for sample in samples}
-    middle = samples[0]["id"]
-    for distance in range(1, len(dataset)):
-        for index in (middle + distance, middle - distance):
-            if not 0 <= index < len(dataset) or index in tried or (allowed is not None and not allowed(index)):
-                continue
-            sample = dataset[index]
-            if sample["source"] is not None:
-                return [sample]
-    raise UserError(f"none of the {len(dataset)} files could be read; `d2v manifest check --decode` lists them")
 
 
 def bucket_sizes(sizes: np.ndarray, num_buckets: int) -> np.ndarray:

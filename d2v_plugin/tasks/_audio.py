@@ -1,20 +1,18 @@
-"""What the audio tasks share: configuration checks, building datasets, and reporting files that were skipped."""
+"""What the audio tasks share: configuration checks and building datasets."""
 
-import atexit
 import inspect
 import logging
 import os
-import weakref
 from dataclasses import dataclass, field
 
 import numpy as np
-from fairseq.logging import metrics
 from omegaconf import MISSING, OmegaConf
 
 from d2v_plugin.data.audio_dataset import AudioDataset
 from d2v_plugin.data.manifest import Manifest, load_manifest
 from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._audio_model import STANDARD_EXTRACTOR, audio_masks, check_model, conv_spec
+from d2v_plugin.tasks._bad_file_reports import BadFileReports
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ def check_fields(cfg) -> None:
         raise UserError("task.multi_corpus_keys is not supported; join the manifests into one and remove it")
 
 
-class AudioTaskMixin:
+class AudioTaskMixin(BadFileReports):
     """Put before a fairseq task class.
 
     A task says how many frames it needs at least in ``minimum_frames``, and whether it masks in ``pretrains``.
@@ -82,10 +80,7 @@ class AudioTaskMixin:
             raise UserError("task.precompute_mask_config is for pre-training; remove it")
         self.model_takes: frozenset[str] = frozenset()
         self.conv_spec = STANDARD_EXTRACTOR
-        self.audio: dict[str, AudioDataset] = {}
-        self._reported: dict[str, int] = {}
-        # Only the main process runs its exit handlers; forked data workers leave without.
-        atexit.register(_report_at_exit, weakref.ref(self))
+        self.start_reports()
 
     def build_model(self, model_cfg, from_checkpoint=False):
         # A checkpoint that is loaded elsewhere names a folder of the machine that trained it. fairseq lists the folder
@@ -98,7 +93,7 @@ class AudioTaskMixin:
             check_model(model, audio_masks(self.cfg))
         self.model_takes = frozenset(inspect.signature(model.forward).parameters)
         self.conv_spec = conv_spec(model) or STANDARD_EXTRACTOR
-        for dataset in self.audio.values():
+        for dataset in self.counted.values():
             dataset.model_takes = self.model_takes
         return model
 
@@ -135,7 +130,7 @@ class AudioTaskMixin:
             masks=audio_masks(task_cfg),
             model_takes=self.model_takes,
         )
-        self.audio[split] = dataset
+        self.counted[split] = dataset
         return dataset
 
     def get_batch_iterator(self, dataset, max_tokens=None, **kwargs):
@@ -148,31 +143,3 @@ class AudioTaskMixin:
                 "have transcripts), or raise dataset.max_tokens"
             )
         return super().get_batch_iterator(dataset, max_tokens=max_tokens, **kwargs)
-
-    def report_bad_files(self, only_news: bool = True) -> None:
-        """Log one line for each split with unusable files, by default when there are more than at the last report."""
-        for split, dataset in self.audio.items():
-            count = dataset.bad_files.count()
-            if count > (self._reported.get(split, 0) if only_news else 0):
-                self._reported[split] = count
-                logger.warning(dataset.bad_files.summary())
-
-    def begin_epoch(self, epoch, model):
-        super().begin_epoch(epoch, model)
-        self.report_bad_files()
-
-    def begin_valid_epoch(self, epoch, model):
-        super().begin_valid_epoch(epoch, model)
-        self.report_bad_files()
-
-    def reduce_metrics(self, logging_outputs, criterion):
-        super().reduce_metrics(logging_outputs, criterion)
-        bad = sum(dataset.bad_files.count() for dataset in self.audio.values())
-        if bad:
-            metrics.log_scalar("bad_files", bad, weight=0, priority=900)
-
-
-def _report_at_exit(reference: weakref.ref) -> None:
-    task = reference()
-    if task is not None:
-        task.report_bad_files(only_news=False)
