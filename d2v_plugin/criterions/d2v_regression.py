@@ -14,8 +14,9 @@ from d2v_plugin.method.collapse import check_finite
 
 logger = logging.getLogger(__name__)
 
-TRACKED = ("target_var", "pred_var", "ema_decay")
+TRACKED = ("target_var", "pred_var", "ema_decay", "masked_pct", "model_norm", "ema_norm")
 COUNTS = ("loss", "ntokens", "nsentences", "sample_size", "_world_size", "_watched")
+SEEN = "_seen_"
 
 
 @dataclass
@@ -27,8 +28,9 @@ class D2vRegressionConfig(FairseqDataclass):
 class D2vRegressionCriterion(FairseqCriterion):
     """Loss of a data2vec model: the weighted sum of ``net_output["losses"]``.
 
-    Logs ``loss`` (per masked frame), each loss by name when there are several, ``target_var``,
-    ``pred_var``, ``ema_decay``, and what the collapse watch measured. In training, values stay on the
+    Logs ``loss`` (per masked position), each loss by name when there are several, what the model tracks
+    (``target_var`` and ``pred_var``, by modality and decoder when there are several, ``ema_decay``, norms), and what
+    the collapse watch measured. In training, values stay on the
     device until fairseq prints them (its trainer reads the gradient norm at every update by itself).
     """
 
@@ -50,7 +52,7 @@ class D2vRegressionCriterion(FairseqCriterion):
             "sample_size": out["sample_size"],
             "_world_size": 1,
         }
-        logging_output.update({k: out[k] for k in TRACKED if k in out})
+        logging_output.update(_tracked(out))
         if len(losses) > 1:
             logging_output.update({f"loss_{k}": v.detach() for k, v in losses.items()})
         if "logs" in out:
@@ -76,15 +78,24 @@ class D2vRegressionCriterion(FairseqCriterion):
         for k in ("ntokens", "nsentences", "sample_size"):
             log_mean(k, totals[k])
         for k in sorted({k for log in logging_outputs for k in log} - set(COUNTS)):
+            total = sum(log.get(k, 0) for log in logging_outputs)
             if k.startswith("loss_"):
-                log_mean(k, sum(log.get(k, 0) for log in logging_outputs) / size, size)
-            else:
+                log_mean(k, total / size, size)
+            elif not k.startswith(SEEN):
                 seen = totals["_world_size" if k in TRACKED else "_watched"]
-                log_mean(k, sum(log.get(k, 0) for log in logging_outputs) / seen)
+                if any(SEEN + k in log for log in logging_outputs):
+                    seen = sum(log.get(SEEN + k, 0) for log in logging_outputs)
+                log_mean(k, total / seen)
 
     @staticmethod
     def logging_outputs_can_be_summed():
         return True
+
+
+def _tracked(out):
+    """What the model tracks. Values of one modality come with how often they came: not every batch has them."""
+    tracked = {k: v for k, v in out.items() if k.startswith(TRACKED)}
+    return tracked | {SEEN + k: 1 for k in tracked if k not in TRACKED}
 
 
 def _looking_for_nan(model):

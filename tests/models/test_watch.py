@@ -3,29 +3,13 @@
 import pytest
 import torch
 from fairseq.logging import metrics
+from on_device import OnDevice
 from tiny_model import make, padded_batch
 
 from d2v_plugin.criterions.d2v_regression import D2vRegressionCriterion
 from d2v_plugin.method.collapse import MIN_ROWS, CollapseError
 
 # -- host reads -------------------------------------------------------------------------------------
-
-
-class OnDevice(torch.Tensor):
-    """A tensor that behaves as if it lived on a GPU: reading its values on the host is an error."""
-
-    READS = {
-        getattr(torch.Tensor, name)
-        for name in ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "nonzero", "cpu")
-    } | {torch.nonzero, torch.masked_select, torch.unique, torch.is_nonzero}
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if func in cls.READS:
-            raise AssertionError(f"host read through {func.__name__}")
-        if func is torch.Tensor.__getitem__ and getattr(args[1], "dtype", None) == torch.bool:
-            raise AssertionError("host read through a boolean index")
-        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 @pytest.mark.parametrize("read", [float, bool, torch.Tensor.tolist, lambda t: t[t > 0], lambda t: (t > 0).nonzero()])
