@@ -92,12 +92,12 @@ def block_mask(
     mask = (_tiles if non_overlapping else _blocks)(draws, sides, block, plan)
     if plan.valid is not None:
         mask &= plan.valid
-    if exact:
-        if expand_adjacent:
-            mask = _grow(draws, mask, sides, plan)
-        mask = exactly(mask, plan.covered, draws.uniform("block.exact", mask.shape[1]), plan.valid)
+    if exact and expand_adjacent:
+        mask = _grow(draws, mask, sides, plan)
     if inverse:
         mask = ~mask if plan.valid is None else ~mask & plan.valid
+    if exact:
+        mask = exactly(mask, masked, draws.uniform("block.exact", mask.shape[1]), plan.valid)
     return mask
 
 
@@ -125,8 +125,7 @@ class _Plan:
     sites: int | torch.Tensor  # cells of the coarse grid of blocks
     drawn: int | torch.Tensor  # blocks
     most: int  # blocks of the row that has the most
-    covered: int | torch.Tensor | None  # positions that blocks cover in the end; None when not exact
-    grown: int | torch.Tensor | None  # positions up to which ``expand_adjacent`` grows
+    grown: int | torch.Tensor | None  # positions up to which ``expand_adjacent`` grows; None when not exact
     valid: torch.Tensor | None  # (rows, T) bool
 
 
@@ -136,7 +135,7 @@ def _plan(sides, block, prob, masked, adjust, inverse, dropout, non_overlapping,
     widths = torch.as_tensor([sides[1]] if lengths is None else lengths, dtype=torch.double)
     cells = sides[0] * widths
     sites = math.ceil(sides[0] / block[0]) * torch.ceil(widths / block[1])
-    covered = grown = None
+    grown = None
     if masked is not None:
         covered = cells - masked if inverse else torch.full_like(cells, masked)
         # A row that gets the share asked for keeps it unrounded, and so its usual number of blocks.
@@ -155,7 +154,7 @@ def _plan(sides, block, prob, masked, adjust, inverse, dropout, non_overlapping,
 
     valid = None if lengths is None else torch.arange(sides[1], device=device) < settled(widths)
     numbers = [settled(each) for each in (cells, sites, drawn)]
-    return _Plan(*numbers, int(drawn.max()), settled(covered), settled(grown), valid)
+    return _Plan(*numbers, int(drawn.max()), settled(grown), valid)
 
 
 def _blocks(draws, sides, block, plan):
