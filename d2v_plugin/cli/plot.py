@@ -1,4 +1,4 @@
-"""``d2v plot``: training logs as curves, and one utterance's spectrogram with its mask."""
+"""``d2v plot``: training logs as curves, and masks over a spectrogram, over images and over text."""
 
 import argparse
 from pathlib import Path
@@ -10,20 +10,25 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register ``d2v plot``."""
     parser = subparsers.add_parser(
         "plot",
-        help="draw training logs, or an utterance with its mask",
+        help="draw training logs, or masks over a recording, images or text",
         description="Draw loss, variances and ranks, EMA decay and error rates over updates from fairseq's JSON logs "
-        "(common.log_format=json), several runs in one picture; or, with --utterance, a spectrogram with "
-        "a time mask drawn as in pre-training. Needs matplotlib.",
+        "(common.log_format=json), several runs in one picture; or, with --utterance, --image or --text, "
+        "masks drawn as in pre-training over that. Needs matplotlib.",
     )
     parser.add_argument("logs", nargs="*", metavar="LOG", help="hydra_train.log, or NAME=hydra_train.log")
     parser.add_argument("--out", type=Path, required=True, help="folder for the PNG files")
-    picture = parser.add_argument_group("one utterance")
-    picture.add_argument("--utterance", type=Path, metavar="WAV", help="audio file")
-    picture.add_argument("--mask-from", type=Path, metavar="CHECKPOINT", help="its mask and frame rate")
+    masks = parser.add_argument_group("masks")
+    masks.add_argument("--mask-from", type=Path, metavar="CHECKPOINT", help="pre-trained model whose masks are drawn")
+    masks.add_argument("--seed", type=int, default=1, help="of the masks (default 1)")
+    masks.add_argument("--image", type=Path, nargs="+", metavar="FILE", help="images, with --mask-from")
+    masks.add_argument("--text", type=Path, metavar="DIR", help="binarised text, with --mask-from")
+    masks.add_argument("--split", default="valid", help="of that text (default valid)")
+    masks.add_argument("--sequence", type=int, default=0, help="of that split, to begin with (default 0)")
+    masks.add_argument("--utterance", type=Path, metavar="WAV", help="audio file")
+    picture = parser.add_argument_group("one utterance without --mask-from")
     picture.add_argument("--mask-prob", type=float, help="share of frames in spans (default: 0.65, the base recipe)")
     picture.add_argument("--mask-length", type=int, help="frames a span (default: 10)")
-    picture.add_argument("--frame-rate", type=float, default=50.0, help="without --mask-from (default 50)")
-    picture.add_argument("--seed", type=int, default=1, help="of the mask (default 1)")
+    picture.add_argument("--frame-rate", type=float, default=50.0, help="of the mask (default 50)")
     parser.set_defaults(run=run)
 
 
@@ -55,6 +60,8 @@ def _draw_utterance(args: argparse.Namespace) -> Path:
         from d2v_plugin.eval.load import load_model
 
         loaded = load_model(args.mask_from)
+        if loaded.name == "data2vec_multi":
+            return _draw_clones(args, loaded, info.frames)
         cfg = loaded.network.mask_settings
         recipe = {key: cfg.get(key) for key in recipe}
         rate, frame_rate, field = loaded.sample_rate, loaded.frame_rate, loaded.receptive_field
@@ -77,10 +84,38 @@ def _draw_utterance(args: argparse.Namespace) -> Path:
     return plot_mask(wave, rate, mask, frame_rate, args.out / "mask.png", title, (field - 1) / 2 / rate)
 
 
+def _draw_clones(args: argparse.Namespace, loaded, listed: int) -> Path:
+    from d2v_plugin.cli._mask_pictures import draw_clones
+    from d2v_plugin.data.audio_io import read_audio
+    from d2v_plugin.data.manifest import Entry
+
+    if (args.mask_prob, args.mask_length) != (None, None):
+        raise UserError("--mask-prob and --mask-length are data2vec 1.0's; leave them out with this checkpoint")
+    wave = read_audio(Entry(str(args.utterance), listed), loaded.sample_rate, shortest=loaded.receptive_field)
+    frames = (len(wave) - loaded.receptive_field) // loaded.stride + 1
+    return draw_clones(wave, loaded, frames, args.out, args.utterance.name, args.seed)
+
+
+def _masks(args: argparse.Namespace) -> list[Path]:
+    """Draw every picture of masks that was asked for."""
+    from d2v_plugin.cli._mask_pictures import draw_images, draw_text
+
+    if args.mask_from is None and (args.image or args.text):
+        raise UserError("--image and --text need --mask-from CHECKPOINT, the pre-trained model whose masks are drawn")
+    written = []
+    if args.utterance is not None:
+        written.append(_draw_utterance(args))
+    if args.image:
+        written.append(draw_images(args.image, args.mask_from, args.out, args.seed))
+    if args.text is not None:
+        written.append(draw_text(args.text, args.split, args.sequence, args.mask_from, args.out, args.seed))
+    return written
+
+
 def run(args: argparse.Namespace) -> int:
     """Draw what was asked for and print the files."""
-    if not args.logs and args.utterance is None:
-        raise UserError("nothing to draw; give one or more logs, or --utterance WAV")
+    if not (args.logs or args.utterance or args.image or args.text):
+        raise UserError("nothing to draw; give one or more logs, or --utterance, --image or --text")
     from d2v_plugin.eval.logs import read_log
     from d2v_plugin.eval.plots import import_pyplot, plot_runs
 
@@ -88,8 +123,7 @@ def run(args: argparse.Namespace) -> int:
     written = []
     if args.logs:
         written += plot_runs([read_log(path, name) for name, path in named_logs(args.logs)], args.out)
-    if args.utterance is not None:
-        written.append(_draw_utterance(args))
+    written += _masks(args)
     for path in written:
         print(path)
     return 0

@@ -30,6 +30,20 @@ def mask_spans(mask: np.ndarray) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
+def draw_spectrogram(axis, wave: np.ndarray, sample_rate: int):
+    """Draw onto ``axis`` over seconds and kHz; returns the image, for a colour bar."""
+    image = axis.imshow(
+        power_decibels(wave, sample_rate),
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        extent=(0, len(wave) / sample_rate, 0, sample_rate / 2000),
+        interpolation="nearest",
+    )
+    axis.set_ylabel("frequency (kHz)")
+    return image
+
+
 def plot_mask(
     wave: np.ndarray,
     sample_rate: int,
@@ -52,20 +66,12 @@ def plot_mask(
     pyplot = import_pyplot()
     seconds = len(wave) / sample_rate
     figure, axis = pyplot.subplots(figsize=(min(14.0, max(7.0, 2.2 * seconds)), 3.6), layout="constrained")
-    image = axis.imshow(
-        power_decibels(wave, sample_rate),
-        origin="lower",
-        aspect="auto",
-        cmap="magma",
-        extent=(0, seconds, 0, sample_rate / 2000),
-        interpolation="nearest",
-    )
+    image = draw_spectrogram(axis, wave, sample_rate)
     for start, end in mask_spans(mask):
         left = first_centre + (start - 0.5) / frame_rate
         right = left + (end - start) / frame_rate
         axis.axvspan(max(0.0, left), min(seconds, right), facecolor="#b7d7ea", alpha=0.7, edgecolor="none")
     axis.set_xlabel("time (s)")
-    axis.set_ylabel("frequency (kHz)")
     share = f"pale = masked, {100 * mask.mean():.0f} % of frames"
     axis.set_title(f"{title}: {share}" if title else share, loc="left", fontsize=10)
     figure.colorbar(image, ax=axis, pad=0.01, label="power (dB below peak)")

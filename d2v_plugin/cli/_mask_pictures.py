@@ -1,0 +1,73 @@
+"""``d2v plot``: masks of a checkpoint over images, over binarised text, and beside a spectrogram."""
+
+from pathlib import Path
+
+from d2v_plugin.errors import UserError
+
+MOST_MASKS = 8  # that a picture shows
+TOKENS = 110  # of a text that is drawn
+BLANK, END = "\u2581", "\u00b6"  # sentencepiece's mark of a word's beginning, and what an end of text is drawn as
+
+
+def draw_images(files: list[Path], checkpoint: Path, out: Path, seed: int) -> Path:
+    """``image_mask.png``: each file as the model sees it, and under masks of its settings."""
+    from d2v_plugin.data.image_geometry import CropRule
+    from d2v_plugin.data.image_io import decode
+    from d2v_plugin.eval.image_features import ImageInput
+    from d2v_plugin.eval.load import load_multi
+    from d2v_plugin.eval.mask_pictures import draw_masks, plot_image_masks
+
+    model, cfg = load_multi(checkpoint, "IMAGE")
+    encoder = model.modality_encoders["IMAGE"]
+    sees = ImageInput.of(cfg.task)
+    choose = CropRule(sees.input_size, plain=sees.no_transform, training=False).chooser()
+    options = {"orient": sees.exif_orientation, "max_pixels": sees.max_image_pixels}
+    images = [decode(file.read_bytes(), file, choose, **options) for file in files]
+    patches = (sees.input_size // encoder.modality_cfg.patch_size) ** 2
+    masks = draw_masks(encoder, patches, len(files), _clones(cfg), seed)
+    title = files[0].name if len(files) == 1 else f"{len(files)} images"
+    return plot_image_masks(images, list(masks), out / "image_mask.png", title)
+
+
+def draw_text(data: Path, split: str, first: int, checkpoint: Path, out: Path, seed: int) -> Path:
+    """``token_mask.png``: text of a split, from sequence ``first`` on, once under each of three masks."""
+    import numpy as np
+
+    from d2v_plugin.data.text_binary import open_tokens
+    from d2v_plugin.data.text_pieces import EOS
+    from d2v_plugin.eval.mask_pictures import draw_masks, plot_token_masks
+    from d2v_plugin.eval.text_features import load_text_model
+
+    tokens = open_tokens(data / split)
+    if not 0 <= first < len(tokens):
+        raise UserError(f"--sequence must be 0 to {len(tokens) - 1}, the sequences of {data / split}, got {first}")
+    loaded = load_text_model(checkpoint, data)
+    length, ids = min(TOKENS, loaded.longest), []
+    for sequence in tokens.sequences(first):
+        ids += sequence.tolist()
+        if len(ids) >= length:
+            break
+    ids = np.array(ids[:length])
+    symbols = loaded.tokenizer.symbols
+    pieces = [END if number == EOS else symbols[number].replace(BLANK, " ") for number in ids]
+    masks = draw_masks(loaded.encoder, len(ids), 1, 3, seed)[0]
+    return plot_token_masks(pieces, masks, out / "token_mask.png", f"{split}, sequence {first}")
+
+
+def draw_clones(wave, loaded, frames: int, out: Path, title: str, seed: int) -> Path:
+    """``mask.png``: a spectrogram with the masks of a ``data2vec_multi`` model, one stripe each.
+
+    Args:
+        wave: (N,) samples at the model's rate.
+        loaded: ``LoadedModel``.
+        frames: of the model in that recording.
+    """
+    from d2v_plugin.eval.mask_pictures import draw_masks, plot_spectrogram_masks
+
+    masks = draw_masks(loaded.network.audio, frames, 1, _clones(loaded.cfg), seed)[0]
+    centre = (loaded.receptive_field - 1) / 2 / loaded.sample_rate
+    return plot_spectrogram_masks(wave, loaded.sample_rate, masks, loaded.frame_rate, out / "mask.png", title, centre)
+
+
+def _clones(cfg) -> int:
+    return min(MOST_MASKS, int(cfg.model.get("clone_batch") or 1))
