@@ -46,8 +46,9 @@ TINY = {
 def text_task(words=20):
     """All that a TEXT encoder asks of its task."""
     dictionary = Dictionary()
-    for n in range(words):
+    for n in range(words - 1):
         dictionary.add_symbol(f"w{n}")
+    dictionary.add_symbol("<mask>")  # as fairseq's masked_lm does
     return SimpleNamespace(source_dictionary=dictionary)
 
 

@@ -46,6 +46,7 @@ ALLOWED_NAMES = frozenset(
         "omegaconf.nodes.StringNode",
         # Fine-tuned models carry their letters, files of 2020 their meters.
         "fairseq.data.dictionary.Dictionary",
+        "d2v_plugin.checkpoints.modality.Modality",
         "fairseq.logging.meters.AverageMeter",
         "fairseq.logging.meters.StopwatchMeter",
         "fairseq.logging.meters.TimeMeter",
@@ -89,5 +90,11 @@ def resolve(name: str) -> object:
 
 
 def _usual(name: str) -> str:
-    """The name that every Python knows; 3.13 writes ``pathlib._local`` into files for what is ``pathlib`` elsewhere."""
+    """The name under which it can be imported everywhere.
+
+    3.13 writes ``pathlib._local`` into files for what is ``pathlib`` elsewhere, and upstream's enumeration of
+    modalities goes by the folder it was trained from.
+    """
+    if name.endswith("data2vec.data.modality.Modality"):
+        return "d2v_plugin.checkpoints.modality.Modality"
     return name.replace("pathlib._local.", "pathlib.", 1) if name.startswith("pathlib._local.") else name

@@ -7,7 +7,6 @@ configuration inside it builds the model, and the weights must fit it exactly.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import math
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from d2v_plugin.checkpoints import read_checkpoint
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval.networks import MultiNetwork, Network
 from d2v_plugin.modalities import modality_name
+from d2v_plugin.register import register_plugin
 
 CTC = "ctc"
 PRETRAINED = "pre-trained"
@@ -122,16 +122,6 @@ def _quiet_fairseq() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def register_plugin() -> None:
-    """Let fairseq know the tasks and models of this package."""
-    from fairseq.models import import_models
-    from fairseq.tasks import import_tasks
-
-    root = Path(importlib.util.find_spec("d2v_plugin").origin).parent
-    import_tasks(str(root / "tasks"), "d2v_plugin.tasks")
-    import_models(str(root / "models"), "d2v_plugin.models")
 
 
 def _configuration(state: dict, path: Path):

@@ -1,6 +1,7 @@
 """Modalities by name. Those of upstream are AUDIO, IMAGE and TEXT; a package of one's own may register more."""
 
 from dataclasses import field, make_dataclass
+from functools import lru_cache
 
 from d2v_plugin.errors import UserError
 
@@ -41,5 +42,11 @@ def modality_name(value):
 
 def modalities_config():
     """The defaults of ``model.modalities``: the settings of every registered modality, under its name."""
-    fields = [(name.lower(), cls.config, field(default_factory=cls.config)) for name, cls in _ENCODERS.items()]
-    return make_dataclass("ModalitiesConfig", fields)()
+    return _config_class(tuple(_ENCODERS.items()))()
+
+
+@lru_cache
+def _config_class(encoders):
+    # one class per set of modalities: OmegaConf merges configurations of one class only
+    fields = [(name.lower(), cls.config, field(default_factory=cls.config)) for name, cls in encoders]
+    return make_dataclass("ModalitiesConfig", fields)
