@@ -1,12 +1,13 @@
 """Runs the YAML files of ``examples`` in this process, scaled down: small widths, short samples, two updates."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tiny_data import write_data
 
-__all__ = ["ROOT", "compose_config", "modality", "resolved", "scaled_down", "train", "write_data"]
+__all__ = ["ROOT", "compose_config", "modality", "register", "resolved", "scaled_down", "train", "write_data"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,6 +47,7 @@ SMALL_MODALITY = {
     "audio": {"feature_encoder_spec": CONVOLUTIONS, "conv_pos_width": 15, "conv_pos_groups": 4},
     "image": {"input_size": 48, "patch_size": 8, "embed_dim": 32},
     "text": {"max_source_positions": 32},
+    "spectrogram": {"bands": 20, "conv_pos_width": 5, "conv_pos_groups": 4},
 }
 SMALL_MAE = {
     "model.input_size": 48,
@@ -102,6 +104,8 @@ def scaled_down(path: Path, data: Path, save_dir: Path, pretrained: Path | None 
     """``compose_config`` with small sizes; ``more`` are further values, "__" for the dot in a key."""
     cfg = compose_config(path)
     values = {**ANY_RUN, **DATA[modality(cfg)], "task.data": str(data), "checkpoint.save_dir": str(save_dir)}
+    if own_folder(cfg) is not None:
+        values["common.user_dir"] = str(own_folder(cfg))
     if cfg.common.get("tensorboard_logdir"):
         # upstream's is relative to the folder the test was started in
         values |= {"common.tensorboard_logdir": str(save_dir / "tb")}
@@ -122,13 +126,29 @@ def scaled_down(path: Path, data: Path, save_dir: Path, pretrained: Path | None 
     return cfg
 
 
+def own_folder(cfg: DictConfig) -> Path | None:
+    """The user directory of an example that adds to the plugin; its commands run in the repository's folder."""
+    # not resolved: upstream's files refer to the environment in a way that OmegaConf no longer knows
+    folder = ROOT / str(OmegaConf.to_container(cfg.common).get("user_dir"))
+    return folder if folder.is_dir() and folder.parent.name == "examples" else None
+
+
+def register(cfg: DictConfig) -> None:
+    """Register the plugin, and what a user directory of its own adds to it."""
+    from fairseq.utils import import_user_module
+
+    from d2v_plugin.register import register_plugin
+
+    register_plugin()
+    if own_folder(cfg) is not None:
+        import_user_module(SimpleNamespace(user_dir=str(own_folder(cfg))))
+
+
 def resolved(cfg: DictConfig) -> DictConfig:
     """``cfg`` with the defaults of its dataclasses and without references, as fairseq hands it to task and model."""
     from fairseq.dataclass.initialize import add_defaults
 
-    from d2v_plugin.eval.load import register_plugin
-
-    register_plugin()
+    register(cfg)
     add_defaults(cfg)
     return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
 
@@ -140,9 +160,7 @@ def train(cfg: DictConfig) -> None:
     from fairseq.optim.composite import FairseqCompositeOptimizer
     from fairseq_cli.hydra_train import _hydra_main
 
-    from d2v_plugin.eval.load import register_plugin
-
-    register_plugin()
+    register(cfg)
     # fairseq keeps these for the life of a process.
     metrics.reset()
     vars(checkpoint_utils.save_checkpoint).pop("best", None)

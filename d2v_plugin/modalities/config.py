@@ -25,6 +25,9 @@ class DecoderConfig:
     projection_layers: int = 1
     projection_ratio: float = 2.0
 
+    # named in upstream's recipe for ViT-H/14, in no published version of its code
+    final_layer_norm: bool = field(default=False, metadata={"help": "accepted as false"})
+
 
 @dataclass
 class ModalityConfig:
@@ -88,5 +91,7 @@ def validate_modality(name, cfg):
     for key, low in COUNTS.items():
         if not low <= getattr(cfg, key) < math.inf:
             raise UserError(f"{where}.{key} must be at least {low}, got {getattr(cfg, key)}")
+    if cfg.decoder is not None and cfg.decoder.final_layer_norm:
+        raise UserError(f"{where}.decoder.final_layer_norm is in no published code of data2vec; set it to false")
     if cfg.learned_alibi and cfg.use_alibi_encoder and not cfg.alibi_max_pos:
         raise UserError(f"{where}.learned_alibi needs alibi_max_pos, the number of positions in its table")

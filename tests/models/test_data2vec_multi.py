@@ -277,6 +277,7 @@ NO_DECODER = {"decoder": None}
         ("AUDIO", {}, {"modalities__audio__conv_pos_groups": 7}, "conv_pos_groups 7"),
         ("AUDIO", {}, {"modalities__audio__conv_init": "bark"}, "conv_init"),
         ("AUDIO", {"decoder": {**DECODER, "decoder_groups": 5}}, {}, "decoder_groups 5 must divide"),
+        ("AUDIO", {"decoder": {**DECODER, "final_layer_norm": True}}, {}, "final_layer_norm"),
         ("AUDIO", {"mask_prob": 1.5}, {}, "model.modalities.audio.mask_prob must be between 0 and 1"),
         ("AUDIO", {"mask_length": 0}, {}, "model.modalities.audio.mask_length must be at least 1"),
         ("AUDIO", {"use_alibi_encoder": True, "learned_alibi": True}, {}, "alibi_max_pos"),
