@@ -152,6 +152,9 @@ class MaeImagePretrainingTask(BadFileReports, FairseqTask):
         if size is not None and size != self.cfg.input_size:
             field_name = "model.modalities.image.input_size" if encoders is not None else "model.input_size"
             raise UserError(f"task.input_size={self.cfg.input_size} and {field_name}={size}; make them the same")
+        masks = image_masks(self.cfg)
+        if masks is not None:
+            check_masks(masks, model, patch, "precomputed_mask" in named or len(named) < len(parameters))
 
     def load_dataset(self, split: str, combine: bool = False, task_cfg: FairseqDataclass = None, **kwargs):
         cfg = task_cfg or self.cfg
@@ -268,6 +271,22 @@ def image_masks(cfg) -> Optional[ImageMasks]:
                 "give it, or leave precompute_mask_config out"
             ) from None
     return ImageMasks(cfg.input_size, **values)
+
+
+def check_masks(masks: ImageMasks, model: torch.nn.Module, patch: Optional[int], taken: bool) -> None:
+    """Refuse masks that are not for this model.
+
+    Raises:
+        UserError: it takes none, or of another patch size or for another number of clones.
+    """
+    if not taken:
+        raise UserError("this model draws its masks itself; remove task.precompute_mask_config")
+    clones = getattr(getattr(model, "cfg", None), "clone_batch", None)
+    for name, ours, theirs in (("clone_batch", masks.clones, clones), ("patch_size", masks.patch_size, patch)):
+        if theirs is not None and ours != theirs:
+            raise UserError(
+                f"task.precompute_mask_config.{name}={ours} and the model's is {theirs}; leave it out, then it is that"
+            )
 
 
 def train_subset(cfg) -> str:

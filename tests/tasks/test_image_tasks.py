@@ -318,6 +318,22 @@ def test_a_model_that_does_not_match(monkeypatch, model, fields, part):
     assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "masks", "part"),
+    [
+        (Pixels(), {"patch_size": 8}, "precompute_mask_config.patch_size=8 and the model's is 4; leave it out"),
+        (Pixels(), {"clone_batch": 5}, "precompute_mask_config.clone_batch=5 and the model's is 2; leave it out"),
+        (TakesImgs(), {}, "this model draws its masks itself; remove task.precompute_mask_config"),
+    ],
+)
+def test_masks_that_do_not_match(monkeypatch, model, masks, part):
+    model.cfg = argparse.Namespace(clone_batch=2, patch_size=4)
+    key = "imgs" if isinstance(model, TakesImgs) else "source"
+    with pytest.raises(UserError) as caught:
+        built(task_of(data="x", key=key, precompute_mask_config=masks), model, monkeypatch)
+    assert part in str(caught.value)
+
+
 def test_models_that_match(monkeypatch):
     built(task_of(data="x"), Pixels(), monkeypatch)
     built(task_of(data="x"), TakesAnything(), monkeypatch)
