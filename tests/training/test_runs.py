@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_training import ROOT, scaled_down, train, write_data
+from training_state import assert_equal
 
 from d2v_plugin.checkpoints import read_checkpoint
 from d2v_plugin.method.collapse import CollapseError
@@ -32,23 +33,6 @@ def run(data, folder, **more):
     }
     train(scaled_down(BASE, data, folder, **settings))
     return read_checkpoint(folder / "checkpoint_last.pt")
-
-
-def flatten(state, prefix=""):
-    for key, value in state.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        elif torch.is_tensor(value):
-            yield f"{prefix}{key}", value
-
-
-def assert_equal(a, b):
-    for part in ("model", "last_optimizer_state"):
-        ours, theirs = dict(flatten(a[part])), dict(flatten(b[part]))
-        assert ours.keys() == theirs.keys() and ours
-        assert any("_ema" in key for key in ours) or part != "model"
-        for key, value in ours.items():
-            assert torch.equal(value, theirs[key]), key
 
 
 def test_two_seeded_runs_agree_bit_for_bit_and_a_resumed_one_agrees_with_them(data, tmp_path):
