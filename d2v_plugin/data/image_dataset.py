@@ -6,19 +6,18 @@ alone, so they stay the same whatever the number of data workers and ranks, and 
 used is left out of its batch and counted.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
 from d2v_plugin.data.bad_files import BadFiles, readable
-from d2v_plugin.data.image_geometry import CropRule
+from d2v_plugin.data.image_geometry import Crop, CropRule
 from d2v_plugin.data.image_index import ImageIndex
 from d2v_plugin.data.image_io import KINDS, MAX_PIXELS, ImageError, decode
 from d2v_plugin.data.image_masks import ImageMasks
 from d2v_plugin.data.image_store import ImageStore
-from d2v_plugin.method.masking import SampleDraws
 
 ADVICE = "the log names each of them"
 
@@ -106,16 +105,22 @@ class ImageDataset(FairseqDataset):
 
     def __getitem__(self, index: int) -> dict:
         """``{"id", "source"}``, source (S, S, 3) uint8, or None for a picture that cannot be used."""
-        index = int(index)
-        draws = SampleDraws(self.seed, self.epoch, [index]) if self.rule.random else None
-        choose = self.rule.chooser(draws)
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        """What torch's data workers call instead: the numbers of a batch are drawn together."""
+        indices = [int(index) for index in indices]
+        numbers = self.rule.numbers(self.seed, self.epoch, indices)
+        return [self._sample(index, self.rule.chooser(row)) for index, row in zip(indices, numbers, strict=True)]
+
+    def _sample(self, index: int, choose: Callable[[int, int], Crop]) -> dict:
         try:
             return {"id": index, "source": self._decode(index, choose)}
         except ImageError as error:
             self.bad_files.record(index, error)
             return {"id": index, "source": None}
 
-    def _decode(self, index: int, choose) -> np.ndarray:
+    def _decode(self, index: int, choose: Callable[[int, int], Crop]) -> np.ndarray:
         entry = self.index.entry(index)
         try:
             return decode(self.store.read(index), entry, choose, orient=self.orient, max_pixels=self.max_pixels)

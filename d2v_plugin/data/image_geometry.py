@@ -5,11 +5,13 @@ The random crop is that of torchvision's ``RandomResizedCrop``, the centre crop 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
+
+from d2v_plugin.method.masking import SampleDraws
 
 ATTEMPTS = 10
 RATIO = (3 / 4, 4 / 3)
@@ -104,13 +106,18 @@ class CropRule:
         self.random = training and not plain
         self.scale = BEIT_SCALE if beit else MAE_SCALE
 
-    def chooser(self, draws=None) -> Callable[[int, int], Crop]:
-        """A function of width and height. ``draws`` has one row, a SampleDraws for instance; random rules need it."""
+    def numbers(self, seed: int, epoch: int, ids: Sequence[int]) -> list[Tensor | None]:
+        """What each sample's crop is made of; None where nothing is random."""
+        if not self.random:
+            return [None] * len(ids)
+        return list(SampleDraws(seed, epoch, ids).uniform("image.crop", 4 * ATTEMPTS))
+
+    def chooser(self, numbers: Tensor | None = None) -> Callable[[int, int], Crop]:
+        """A function of width and height, from a sample's ``numbers``."""
         if self.plain:
             return partial(whole, size=self.size)
         if not self.random:
             return partial(centre_crop, size=self.size)
-        numbers = draws.uniform("image.crop", 4 * ATTEMPTS)[0]
         return partial(random_crop, numbers=numbers, size=self.size, scale=self.scale)
 
     def __str__(self) -> str:

@@ -96,11 +96,12 @@ def test_centre_crop_equals_resize_and_crop(width, height, size):
 
 
 def test_rules():
-    draws = SampleDraws(1, 1, [5])
     rule = CropRule(32)
-    assert rule.random and rule.chooser(draws)(100, 80) == crops(100, 80, 6)[5]
-    assert CropRule(32, beit=True).chooser(draws)(100, 80) == crops(100, 80, 6, BEIT_SCALE)[5]
+    (numbers,) = rule.numbers(1, 1, [5])
+    assert rule.random and rule.chooser(numbers)(100, 80) == crops(100, 80, 6)[5]
+    assert CropRule(32, beit=True).chooser(numbers)(100, 80) == crops(100, 80, 6, BEIT_SCALE)[5]
     assert not CropRule(32, training=False).random
+    assert CropRule(32, training=False).numbers(1, 1, [5, 6]) == [None, None]
     assert CropRule(32, training=False).chooser()(100, 80) == centre_crop(100, 80, 32)
     for training in (True, False):
         rule = CropRule(32, plain=True, beit=True, training=training)
