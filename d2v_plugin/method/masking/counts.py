@@ -26,7 +26,7 @@ def exactly(mask, count, noise, valid=None):
 
     Args:
         mask: (rows, n) bool.
-        count: an int.
+        count: an int, or a tensor of one.
         noise: (rows, n) fp32 in [0, 1), multiples of 2**-24.
         valid: (rows, n) bool or None; the rest is never masked. Holds at least ``count`` positions of every row.
     """

@@ -97,15 +97,20 @@ def span_mask(
         blind = (count >= lengths) | (mask.sum(1) >= lengths)
         if bool(blind.any()):
             raise _nothing_left(int(lengths[blind][0]), prob, span, name)
-    if require_same_masks and add_masks:
-        most = mask.sum(1).max().clamp(max=int(host_lengths.min()) - 1)
-        mask = exactly(mask, most, draws.uniform("span.same", T), valid)
-    elif require_same_masks:
-        mask = _thin(mask, mask.sum(1).min().expand(B), draws.uniform("span.same", T))
+    if require_same_masks:
+        mask = _same_masks(mask, valid, int(host_lengths.min()) - 1 if add_masks else None, draws)
     if mask_dropout > 0:
         kept = mask.sum(1) - torch.round(mask.sum(1) * mask_dropout).long()
         mask = _thin(mask, kept, draws.uniform("span.drop", T))
     return mask
+
+
+def _same_masks(mask, valid, room, draws):
+    """Thin rows to the smallest count; or, where there is ``room`` for so many, fill them up to the largest."""
+    counts, noise = mask.sum(1), draws.uniform("span.same", mask.shape[1])
+    if room is None:
+        return _thin(mask, counts.min().expand_as(counts), noise)
+    return exactly(mask, counts.max().clamp(max=room), noise, valid)
 
 
 def _check(selection, other, span, no_overlap, name, sampled):
