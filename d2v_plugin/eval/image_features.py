@@ -102,7 +102,7 @@ def depth(model: nn.Module) -> int:
     return len(_blocks(model))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def image_features(
     model: nn.Module,
     index: ImageIndex,

@@ -16,6 +16,7 @@ from tiny_training import ROOT
 from d2v_plugin.data.image_source import find_images
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval.image_features import ImageInput, depth, image_features, pixels, read_images
+from d2v_plugin.eval.linear_probe import fit_linear_probe
 
 SMALL = ImageInput(24, no_transform=True)
 
@@ -43,6 +44,12 @@ def test_the_last_layer_is_the_models_output_averaged(index, model):
     with torch.no_grad():
         expected = model(source, mode="IMAGE", mask=False, features_only=True)["x"].mean(1)
     torch.testing.assert_close(features.layers[4], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_features_can_be_probed(index, model):
+    features = image_features(model, index, SMALL)
+    x = features.layers[4]
+    assert fit_linear_probe(x, features.labels, x, features.labels).valid_accuracy == 1.0
 
 
 def test_layers_in_between_and_no_hook_is_left(index, model):
