@@ -13,6 +13,7 @@ A JPEG much larger than what is needed of it is decoded at 1/2, 1/4 or 1/8 of it
 
 import contextlib
 import io
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -66,7 +67,7 @@ def decode(
     """
     if not data:
         raise ImageError("empty", source, "it holds no bytes; remove it or fetch it again")
-    with _quietly():
+    with _quiet:
         with _faults(source):
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             turned = orient and image.getexif().get(ORIENTATION_TAG, 1) in range(5, 9)
@@ -162,13 +163,32 @@ def _faults(source: object) -> Iterator[None]:
         raise ImageError("truncated or corrupt", source, f"{reason}; fetch it again or remove it") from None
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without Pillow's warnings about faults it gets over, and without its limit, in whose place ours stands."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+class _Quiet(contextlib.AbstractContextManager):
+    """Without Pillow's warnings about faults it gets over, and without its limit, in whose place ours stands.
+
+    Both are the whole process's, so the first of several threads to come switches them off, and the last to leave
+    switches them on again.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+                self._warnings = warnings.catch_warnings()
+                self._warnings.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._warnings.__exit__(None, None, None)
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_quiet = _Quiet()

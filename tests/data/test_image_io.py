@@ -2,6 +2,8 @@
 
 import io
 import struct
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -200,6 +202,27 @@ def test_huge_pictures_are_refused_before_they_are_decoded():
     # Pillow's own limit is back in its place
     assert Image.MAX_IMAGE_PIXELS is not None
     assert MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+
+
+def test_threads_leave_pillow_as_it_was():
+    before = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    pictures = [encoded(photo(), "JPEG"), b"no picture"] * 100
+    inside = []
+
+    def read(data):
+        def choose(width, height):
+            inside.append(Image.MAX_IMAGE_PIXELS)
+            return whole(width, height, 8)
+
+        try:
+            decode(data, "x", choose)
+        except ImageError:
+            pass
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, pictures))
+    assert inside == [None] * 100
+    assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before and before[0] is not None
 
 
 def test_broken_bytes_are_told_apart():
