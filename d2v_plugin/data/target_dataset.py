@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from fairseq.data import BaseWrapperDataset, data_utils
 
-from d2v_plugin.data.audio_dataset import AudioDataset, readable
+from d2v_plugin.data.audio_dataset import AudioDataset
+from d2v_plugin.data.bad_files import readable
 from d2v_plugin.data.labels import Labels
 from d2v_plugin.errors import UserError
 

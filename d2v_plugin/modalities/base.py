@@ -33,7 +33,7 @@ import torch.nn.functional as F
 
 from d2v_plugin.errors import UserError
 from d2v_plugin.method.kept import Masked, gather_clones
-from d2v_plugin.method.masking import GeneratorDraws, random_mask, random_masked_count, span_mask
+from d2v_plugin.method.masking import GeneratorDraws, random_mask, random_masked_count, same_count, span_mask
 from d2v_plugin.modalities.config import ModalityConfig, validate_modality
 from d2v_plugin.modules.grad import scale_gradient
 from d2v_plugin.modules.position_bias import PositionBias, alibi_slopes, grid_coordinates
@@ -156,7 +156,8 @@ class ModalityEncoder(nn.Module):
             draws=draws,
         )
         mask = ~mask if cfg.inverse_mask else mask
-        # drawn on the host, so counting waits for nothing
+        # How many frames overlapping spans cover is known only when they are drawn: the one host read of this path,
+        # which masks from the loader (precompute_mask_config) do without.
         return mask, int(mask[0].sum())
 
     def patchify(self, source):
@@ -187,7 +188,8 @@ class ModalityEncoder(nn.Module):
             padding_mask, lengths: as ``frame_padding`` returned them. Spans need lengths on the host: where only the
                 mask is there, it is read from the device.
             precomputed_mask: (B * M, T) instead of drawing.
-            masked_count: masked positions in each of its rows; without it they are counted on the host.
+            masked_count: masked positions in each of its rows; without it they are counted on the host, and rows that
+                differ are made equal by masking or unmasking a few positions at random.
         """
         cfg, T, device = self.modality_cfg, local.shape[1], local.device
         if precomputed_mask is None:
@@ -203,7 +205,11 @@ class ModalityEncoder(nn.Module):
                 f"precomputed_mask must be ({draws.rows}, {T}), {clones} rows per sample, got {tuple(mask.shape)}; the "
                 "task's precompute_mask_config and the model's clone_batch, patch size or convolutions disagree"
             )
-        return Masked.of(mask.to(device, non_blocking=True), masked_count, cfg.keep_masked_pct)
+        mask = mask.to(device, non_blocking=True).bool()
+        if masked_count is None:
+            # fairseq's audio task crops masks along with the recordings, so their rows differ by a few frames
+            mask, masked_count = same_count(mask, draws)
+        return Masked.of(mask, masked_count, cfg.keep_masked_pct)
 
     def contextualize(self, local, padding_mask=None, masked=None, clones=1, remove_masked=False):
         """Positions, masks, extra tokens and prenet.

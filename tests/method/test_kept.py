@@ -56,6 +56,13 @@ def test_a_share_of_the_masked_can_be_kept():
     assert masked.keep[:, 4:].flatten().bincount(minlength=10).min() > 30
 
 
+def test_rows_with_different_counts():
+    mask = masks()
+    mask[2] = masks(rows=1, count=3)[0]
+    with pytest.raises(UserError, match="same number of masked positions"):
+        Masked.of(mask)
+
+
 @pytest.mark.parametrize("count", [0, 10])
 def test_nothing_left_or_nothing_masked(count):
     with pytest.raises(UserError, match="the mask leaves"):
