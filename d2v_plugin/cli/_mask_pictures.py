@@ -1,5 +1,6 @@
 """``d2v plot``: masks of a checkpoint over images, over binarised text, and beside a spectrogram."""
 
+import logging
 from pathlib import Path
 
 from d2v_plugin.errors import UserError
@@ -17,6 +18,8 @@ def draw_images(files: list[Path], checkpoint: Path, out: Path, seed: int) -> Pa
     from d2v_plugin.eval.load import load_multi
     from d2v_plugin.eval.mask_pictures import draw_masks, plot_image_masks
 
+    # fairseq opens the root logger, and Pillow tells about every block it reads
+    logging.getLogger("PIL").setLevel(logging.WARNING)
     model, cfg = load_multi(checkpoint, "IMAGE")
     encoder = model.modality_encoders["IMAGE"]
     sees = ImageInput.of(cfg.task)
