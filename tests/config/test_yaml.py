@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
