@@ -15,6 +15,7 @@ ANY_RUN = {
     "common.cpu": True,
     "common.fp16": False,
     "common.log_interval": 1,
+    "common.user_dir": str(ROOT / "d2v_plugin"),
     "distributed_training.distributed_world_size": 1,
     "dataset.num_workers": 0,
     "optimization.max_update": 2,
@@ -47,7 +48,6 @@ SMALL_MODALITY = {
     "image": {"input_size": 48, "patch_size": 8, "embed_dim": 32},
     "text": {"max_source_positions": 32},
     "spectrogram": {"bands": 20, "conv_pos_width": 5, "conv_pos_groups": 4},
-    "spectrogram": {"bands": 20, "conv_pos_width": 5, "conv_pos_groups": 4},
 }
 SMALL_MAE = {
     "model.input_size": 48,
@@ -68,12 +68,6 @@ def compose_config(path: Path) -> DictConfig:
     hydra_init(path.stem)
     with initialize_config_dir(str(path.parent.resolve()), version_base="1.1"):
         return compose(path.stem)
-
-
-def user_dir(path: Path) -> str:
-    """The plugin, or for a recipe that has one of its own, like ``examples/spectrogram``, its folder."""
-    own = path.parent / "__init__.py"
-    return str(own.parent if own.exists() else ROOT / "d2v_plugin")
 
 
 def modality(cfg) -> str:
@@ -109,8 +103,7 @@ def _short_schedule(cfg: DictConfig) -> dict:
 def scaled_down(path: Path, data: Path, save_dir: Path, pretrained: Path | None = None, **more) -> DictConfig:
     """``compose_config`` with small sizes; ``more`` are further values, "__" for the dot in a key."""
     cfg = compose_config(path)
-    values = {**ANY_RUN, **DATA[modality(cfg)], "common.user_dir": user_dir(path)}
-    values |= {"task.data": str(data), "checkpoint.save_dir": str(save_dir)}
+    values = {**ANY_RUN, **DATA[modality(cfg)], "task.data": str(data), "checkpoint.save_dir": str(save_dir)}
     if own_folder(cfg) is not None:
         values["common.user_dir"] = str(own_folder(cfg))
     if cfg.common.get("tensorboard_logdir"):

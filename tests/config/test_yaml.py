@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
