@@ -15,18 +15,18 @@ the normalised text only, so that no sentence stands on both sides: a tenth of t
 import argparse
 import gzip
 import re
-import shutil
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 from d2v_plugin.data.audio_io import AudioError, read_audio
 from d2v_plugin.data.building import Recording, divide, find_files, segments, threaded, write_splits
+from d2v_plugin.data.debian import fetch_packages
 from d2v_plugin.data.manifest import Entry, write_manifest
 from d2v_plugin.data.text import TABLES, normalise, read_transcripts, spell_numbers
 from d2v_plugin.errors import UserError
 
+INSTEAD = "or use recordings of your own: make demo DATA=/path/to/wavs"
 LANGUAGES = ("en", "fr", "es", "it", "ru")
 TRANSCRIPTS = "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
 SHARES = {"test": 0.1, "valid": 0.1}
@@ -65,7 +65,8 @@ def prepare_prompts(dest: Path, languages: list[str], sample_rate: int) -> None:
     """Fetch, convert and list the prompts; other languages than English only go to ``pretrain.tsv``."""
     packages = ["asterisk-core-sounds-en", "asterisk-core-sounds-en-wav"]
     packages += [f"asterisk-core-sounds-{language}-wav" for language in languages if language != "en"]
-    unpacked = fetch(packages, dest)
+    unpacked = fetch_packages(packages, dest, INSTEAD)
+    print("The English prompts are recorded by Allison Smith, licence CC-BY-SA-3.0.")
     texts = prompt_texts(unpacked / TRANSCRIPTS)
 
     sounds = unpacked / "usr/share/asterisk/sounds"
@@ -118,44 +119,6 @@ def prepare_own(data: Path, dest: Path, sample_rate: int) -> None:
         remedy = "put a .csv, .tsv or .jsonl with the fields path and text there, or a .txt beside each recording"
         print(f"{data}: no transcripts found, so these manifests serve pre-training only; for fine-tuning {remedy}")
     report(dest, splits, left_out, sample_rate)
-
-
-def fetch(packages: list[str], dest: Path) -> Path:
-    """Download (unless already there) and unpack Debian packages below ``dest``; returns the unpacked root.
-
-    Raises:
-        UserError: no apt-get or dpkg, or the download failed.
-    """
-    store, unpacked = dest / "debs", dest / "unpacked"
-    store.mkdir(exist_ok=True)
-    for package in packages:
-        if not list(store.glob(f"{package}_*.deb")):
-            run(["apt-get", "download", package], store)
-        archive = sorted(store.glob(f"{package}_*.deb"))
-        if not archive:
-            raise UserError(f"apt-get download {package} left no file in {store}; put the .deb there, or use DATA=")
-        if not (unpacked / "usr/share/doc" / package).is_dir():
-            run(["dpkg", "-x", str(archive[-1]), str(unpacked)], store)
-        copyright_file = unpacked / "usr/share/doc" / package / "copyright"
-        print(f"{package}: licence and authors in {copyright_file}")
-    print("The English prompts are recorded by Allison Smith, licence CC-BY-SA-3.0.")
-    return unpacked
-
-
-def run(command: list[str], folder: Path) -> None:
-    """Run a Debian tool in ``folder``; its messages are shown only when it fails."""
-    remedy = "or use recordings of your own: make demo DATA=/path/to/wavs"
-    if shutil.which(command[0]) is None:
-        raise UserError(f"{command[0]} (Debian, Ubuntu) is missing; copy the .deb files to {folder}, {remedy}")
-    print("$", *command)
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if result.returncode:
-        reasons = [line for line in result.stderr.splitlines() if line.startswith(("E:", "dpkg"))]
-        reason = (reasons or result.stderr.splitlines() or ["no message"])[-1]
-        raise UserError(
-            f"`{' '.join(command)}` failed ({reason}); run `apt-get update` as root, check the network, "
-            f"copy the .deb files to {folder}, {remedy}"
-        )
 
 
 def prompt_folder(sounds: Path, language: str) -> Path:

@@ -1,0 +1,198 @@
+"""What the layers of a text model make of passages and words: the mean over their tokens.
+
+Layer n (1 to depth) is the output of block n, counted through the prenet and the shared blocks; layer 0 is the input of
+the first: embedded tokens with their positions. A token's vector depends on the whole passage; its mean is taken over
+the part asked for, and neither ``<s>``, ``</s>`` nor padding is part of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from d2v_plugin.checkpoints import read_checkpoint
+from d2v_plugin.data.text_pieces import (
+    DICTIONARY_NAME,
+    EOS,
+    MODEL_NAME,
+    SPECIALS,
+    fairseq_ids,
+    load_pieces,
+    read_symbols,
+)
+from d2v_plugin.errors import UserError
+from d2v_plugin.eval.load import load_multi
+
+MODALITY = "TEXT"
+BOS, PAD = SPECIALS.index("<s>"), SPECIALS.index("<pad>")
+MASK = "<mask>"
+MAX_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text as words, of which ``words[start:end]`` are meant; ``end`` None is behind the last."""
+
+    words: tuple[str, ...]
+    start: int = 0
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """``ids``: (T,) int64, ``<s>`` and ``</s>`` around them; the part meant is ``ids[start:end]``."""
+
+    ids: np.ndarray
+    start: int
+    end: int
+
+
+class Tokenizer:
+    """The sentencepiece model and the dictionary of a folder of binarised text.
+
+    Raises:
+        UserError: one of the two is missing or broken.
+    """
+
+    def __init__(self, data: Path):
+        self.data = Path(data)
+        self.processor = load_pieces(self.data / MODEL_NAME)
+        self.symbols = read_symbols(self.data / DICTIONARY_NAME)
+        self.ids = fairseq_ids(self.processor, self.symbols)
+
+    def __call__(self, passage: Passage, longest: int) -> Tokens | None:
+        """A passage as at most ``longest`` tokens, the rest cut off behind; None where nothing of the part is left."""
+        # pieces do not reach over blanks, so words can be taken one by one
+        pieces = [self.ids[np.array(found, np.int64)] for found in self.processor.encode(list(passage.words))]
+        edges = np.cumsum([1, *map(len, pieces)]).clip(max=longest - 1)
+        start, end = edges[passage.start], edges[len(pieces) if passage.end is None else passage.end]
+        if start >= end:
+            return None
+        ids = np.concatenate(([BOS], *pieces))[: longest - 1]
+        return Tokens(np.append(ids, EOS), int(start), int(end))
+
+
+@dataclass
+class TextModel:
+    """The network of a checkpoint in evaluation mode, and the tokens it was trained on."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    device: torch.device
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.model.modality_encoders[MODALITY]
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [*self.encoder.context_encoder.blocks, *self.model.blocks]
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that have positions."""
+        return int(self.encoder.modality_cfg.max_source_positions)
+
+    def describe(self) -> str:
+        """One line for the screen."""
+        millions = sum(p.numel() for p in self.model.parameters()) / 1e6
+        symbols = f"{len(self.tokenizer.symbols)} symbols, up to {self.longest} tokens"
+        return f"data2vec_multi: {self.depth} layers, {millions:.1f} M parameters, {symbols}, on {self.device}"
+
+
+def load_text_model(
+    checkpoint: Path, data: Path, *, device: torch.device | str = "cpu", untrained_seed: int | None = None
+) -> TextModel:
+    """The network of a ``data2vec_multi`` checkpoint with the tokens of a folder that ``d2v text build`` wrote.
+
+    Args:
+        untrained_seed: keep the random initial weights that this seed gives instead of the checkpoint's.
+    Raises:
+        UserError: one line, also where the checkpoint was trained on tokens of another dictionary.
+    """
+    from fairseq.data import Dictionary
+
+    tokenizer = Tokenizer(data)
+    trained = (read_checkpoint(checkpoint).get("task_state") or {}).get("symbols")
+    if trained is not None and list(trained) != [*tokenizer.symbols, MASK]:
+        raise UserError(
+            f"{checkpoint} was trained with another dictionary than {tokenizer.data / DICTIONARY_NAME}; give the "
+            "folder of text it was trained on"
+        )
+    dictionary = Dictionary.load(str(tokenizer.data / DICTIONARY_NAME))
+    dictionary.add_symbol(MASK)
+    model, _ = load_multi(
+        checkpoint, MODALITY, dictionary=dictionary, untrained_seed=untrained_seed, device=device
+    )
+    return TextModel(model, tokenizer, torch.device(device))
+
+
+@torch.inference_mode()
+def layer_means(
+    loaded: TextModel, passages: Sequence[Tokens], layers: Sequence[int], max_tokens: int = MAX_TOKENS
+) -> dict[int, np.ndarray]:
+    """The mean vector of each passage's part, in the order given.
+
+    Args:
+        max_tokens: of a batch, padding counted; one passage may be longer.
+    Returns:
+        ``{layer: (N, C) float32}``.
+    """
+    found: dict[int, list] = {layer: [None] * len(passages) for layer in layers}
+    for rows in _batches([len(passage.ids) for passage in passages], max_tokens):
+        batch = [passages[row] for row in rows]
+        width = max(len(tokens.ids) for tokens in batch)
+        source = torch.full((len(batch), width), PAD)
+        part = torch.zeros(len(batch), width)
+        for row, tokens in enumerate(batch):
+            source[row, : len(tokens.ids)] = torch.from_numpy(tokens.ids)
+            part[row, tokens.start : tokens.end] = 1 / (tokens.end - tokens.start)
+        source, part = source.to(loaded.device), part.to(loaded.device)
+        outputs = _layer_outputs(loaded, source, max(layers))
+        for layer in layers:
+            means = torch.einsum("btc,bt->bc", outputs[layer].float(), part).cpu().numpy()
+            for row, mean in zip(rows, means, strict=True):
+                found[layer][row] = mean
+    width = loaded.model.cfg.embed_dim
+    return {layer: np.stack(means) if means else np.zeros((0, width), np.float32) for layer, means in found.items()}
+
+
+def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Positions of passages, similar lengths together."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and lengths[index] * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _layer_outputs(loaded: TextModel, source: Tensor, last: int) -> list[Tensor]:
+    """Layers 0 to ``last`` for (B, T) tokens, each (B, T, C)."""
+    kept: list[Tensor] = []
+    padding = source == PAD
+    with contextlib.ExitStack() as hooks:
+
+        def keep(register, pick):
+            handle = register(lambda module, args, *out: kept.append(pick(args, *out)))
+            hooks.callback(handle.remove)
+
+        keep(loaded.blocks[0].register_forward_pre_hook, lambda args: args[0])
+        for block in loaded.blocks[:last]:
+            keep(block.register_forward_hook, lambda args, out: out[0])
+        mask = padding if bool(padding.any()) else None
+        loaded.model.extract_features(source, mode=MODALITY, padding_mask=mask)
+    extra = loaded.encoder.modality_cfg.num_extra_tokens
+    return [layer[:, extra:] for layer in kept]
