@@ -14,6 +14,9 @@ from commands import ROOT, CommandFailed
 # demo -> folder of its driver below examples, and the driver
 DRIVERS = {
     "speech": ("speech/demo", "speech_demo"),
+    "speech2": ("speech/demo", "speech2_demo"),
+    "vision": ("vision/demo", "vision_demo"),
+    "text": ("text/demo", "text_demo"),
 }
 
 

@@ -17,7 +17,7 @@ def describe(manifest):
 
 def write_table(results):
     """``results`` of the demo as Markdown."""
-    parts = [_data(results["data"])]
+    parts = [describe_data(results["data"])]
     if "finetune" in results:
         parts.append(_errors(results))
     if "probe" in results:
@@ -26,7 +26,8 @@ def write_table(results):
     return "\n".join(parts)
 
 
-def _data(data):
+def describe_data(data):
+    """Recordings and minutes of each part, as a table."""
     rows = [(s, d["recordings"], f"{d['minutes']:.1f}") for s, d in data.items() if d]
     return table(("part", "recordings", "minutes"), rows)
 
