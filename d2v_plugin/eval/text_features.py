@@ -120,21 +120,30 @@ def load_text_model(
     Raises:
         UserError: one line, also where the checkpoint was trained on tokens of another dictionary.
     """
-    from fairseq.data import Dictionary
-
     tokenizer = Tokenizer(data)
     trained = (read_checkpoint(checkpoint).get("task_state") or {}).get("symbols")
-    if trained is not None and list(trained) != [*tokenizer.symbols, MASK]:
+    here = [*tokenizer.symbols, *([] if MASK in tokenizer.symbols else [MASK])]  # the task adds it
+    if trained is not None and list(trained) != here:
         raise UserError(
             f"{checkpoint} was trained with another dictionary than {tokenizer.data / DICTIONARY_NAME}; give the "
             "folder of text it was trained on"
         )
-    dictionary = Dictionary.load(str(tokenizer.data / DICTIONARY_NAME))
-    dictionary.add_symbol(MASK)
-    model, _ = load_multi(
-        checkpoint, MODALITY, dictionary=dictionary, untrained_seed=untrained_seed, device=device
-    )
+    vocabulary = _Vocabulary(len(here))
+    model, _ = load_multi(checkpoint, MODALITY, dictionary=vocabulary, untrained_seed=untrained_seed, device=device)
     return TextModel(model, tokenizer, torch.device(device))
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    """All that a TEXT encoder asks of a fairseq dictionary."""
+
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def pad(self) -> int:
+        return PAD
 
 
 @torch.inference_mode()

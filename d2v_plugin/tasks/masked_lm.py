@@ -149,12 +149,21 @@ class D2VMaskedLMTask(MaskedLMTask):
             for symbol in symbols[self.dictionary.nspecial :]:
                 self.dictionary.add_symbol(symbol, overwrite=True)  # as many numbers as there were
             self.mask_idx = self.dictionary.add_symbol(MASK)
-        elif symbols is not None and symbols != own:
+        self.check_state(state_dict)
+        super().load_state_dict(state_dict)
+
+    def check_state(self, state_dict: Dict[str, Any]) -> None:
+        """Compare a checkpoint's dictionary with the one that is there; a checkpoint without one is taken as it is.
+
+        Raises:
+            UserError: they differ.
+        """
+        symbols, own = state_dict.get("symbols"), list(self.dictionary.symbols)
+        if symbols is not None and list(symbols) != own:
             raise UserError(
                 f"the checkpoint was trained with another dictionary than that of task.data={self.cfg.data} "
                 f"({_difference(symbols, own)}); give text that was binarised with the dict.txt of training"
             )
-        super().load_state_dict(state_dict)
 
     def build_model(self, model_cfg, from_checkpoint: bool = False):
         check_model(self.cfg, model_cfg)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import multiprocessing
 import os
 import signal
 
@@ -130,6 +131,24 @@ def test_memory_holds_a_few_batches(tmp_path, monkeypatch):
     for count, _ in enumerate(results, 1):
         assert len(taken) <= count + 2 * text_encode.AHEAD + 1
     assert count == len(taken) > 20
+
+
+def test_a_killed_process_is_one_line(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_encode, "BATCH_BYTES", 300)
+    out = built(text, tmp_path / "out")
+
+    def deadly(found):
+        for number, batch in enumerate(found):
+            if number == 3:
+                for process in multiprocessing.active_children():
+                    process.kill()
+            yield batch
+
+    symbols = text_build.read_symbols(out / "dict.txt")
+    corpus, bad = text_build.Corpus([text]), text_build.BadLines(0)
+    found = deadly(text_encode.batches(corpus, lambda key: "train", bad))
+    with pytest.raises(UserError, match="use fewer --workers"):
+        list(text_encode.encode_batches(found, (out / "sentencepiece.model").read_bytes(), symbols, workers=2))
 
 
 def test_a_small_sample_trains_the_model(text, tmp_path):
