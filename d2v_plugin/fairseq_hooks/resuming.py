@@ -9,6 +9,7 @@ from typing import Any
 from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 
+from d2v_plugin.checkpoints import read_checkpoint
 from d2v_plugin.errors import UserError
 
 DEFAULT_FILE = "checkpoint_last.pt"
@@ -28,6 +29,8 @@ def install() -> None:
                 f"checkpoint.restore_file={asked_for} does not exist; correct the path, or leave it out to resume from "
                 "checkpoint.save_dir"
             )
+        if PathManager.isfile(filename):
+            _check_task(self.task, filename)
         try:
             return original(self, filename, *args, **kwargs)
         except AssertionError as error:
@@ -46,6 +49,16 @@ def install() -> None:
             ) from error
 
     Trainer.load_checkpoint = load_checkpoint
+
+
+def _check_task(task: Any, filename: str) -> None:
+    """Ask a task that can tell whether its data is that of the checkpoint; fairseq gives it the saved state too late.
+
+    Tensors stay in the file, so this costs nothing beside the loading that follows.
+    """
+    check = getattr(task, "check_state", None)
+    if check is not None:
+        check(read_checkpoint(filename, verify=False).get("task_state") or {})
 
 
 def _first_difference(error: BaseException) -> str:

@@ -230,7 +230,11 @@ def test_make_passes_recordings_on():
     done = subprocess.run(
         ["make", "-n", "demo", "DATA=my wavs"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
     )
-    assert 'examples/speech/demo/run.py --data "my wavs"' in done.stdout
+    assert 'examples/demo/run.py "speech" --data "my wavs"' in done.stdout
+    done = subprocess.run(
+        ["make", "-n", "demo", "MODALITY=text"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
+    )
+    assert 'examples/demo/run.py "text"' in done.stdout
 
 
 def test_ci_runs_what_the_readme_says():
