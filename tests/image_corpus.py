@@ -1,4 +1,4 @@
-"""Small pictures, folders of them and tar shards, made where a test needs them."""
+"""Small images, folders of them and tar shards, made where a test needs them."""
 
 import io
 import tarfile

@@ -12,8 +12,8 @@ BLANK, END = "\u2581", "\u00b6"  # sentencepiece's mark of a word's beginning, a
 
 def draw_images(files: list[Path], checkpoint: Path, out: Path, seed: int) -> Path:
     """``image_mask.png``: each file as the model sees it, and under masks of its settings."""
-    from d2v_plugin.data.image_geometry import CropRule
-    from d2v_plugin.data.image_io import decode
+    from d2v_plugin.data.images.geometry import CropRule
+    from d2v_plugin.data.images.io import decode
     from d2v_plugin.eval.image_features import ImageInput
     from d2v_plugin.eval.load import load_multi
     from d2v_plugin.eval.mask_pictures import draw_masks, plot_image_masks
@@ -36,8 +36,8 @@ def draw_text(data: Path, split: str, first: int, checkpoint: Path, out: Path, s
     """``token_mask.png``: text of a split, from sequence ``first`` on, once under each of three masks."""
     import numpy as np
 
-    from d2v_plugin.data.text_binary import open_tokens
-    from d2v_plugin.data.text_pieces import EOS
+    from d2v_plugin.data.text.binary import open_tokens
+    from d2v_plugin.data.text.pieces import EOS
     from d2v_plugin.eval.mask_pictures import draw_masks, plot_token_masks
     from d2v_plugin.eval.text_features import load_text_model
 

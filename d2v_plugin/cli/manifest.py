@@ -45,9 +45,9 @@ def add_parser(subparsers) -> None:
 
 
 def run_build(args) -> int:
-    from d2v_plugin.data.audio_io import AudioError, probe
-    from d2v_plugin.data.building import EXTENSIONS, divide, find_files, threaded, write_splits
-    from d2v_plugin.data.manifest import Entry
+    from d2v_plugin.data.audio.building import EXTENSIONS, divide, find_files, threaded, write_splits
+    from d2v_plugin.data.audio.io import AudioError, probe
+    from d2v_plugin.data.audio.manifest import Entry
     from d2v_plugin.errors import UserError
 
     if not (0 <= args.valid_percent and 0 <= args.test_percent and args.valid_percent + args.test_percent < 1):
@@ -99,7 +99,7 @@ def _check_rate(sample_rate: int) -> None:
 
 def _texts(path: str, folder: Path) -> dict[str, str]:
     """Normalised transcripts by path relative to the folder."""
-    from d2v_plugin.data.text import normalise, read_transcripts
+    from d2v_plugin.data.audio.transcripts import normalise, read_transcripts
 
     result = {}
     for name, text in read_transcripts(path).items():
@@ -111,7 +111,7 @@ def _texts(path: str, folder: Path) -> dict[str, str]:
 
 def _recordings(name: str, info, args, texts: dict[str, str] | None, left_out: Counter) -> list:
     """The manifest lines of one readable file; what keeps it out is counted."""
-    from d2v_plugin.data.building import Recording, segments
+    from d2v_plugin.data.audio.building import Recording, segments
 
     frames = round(info.frames * args.sample_rate / info.sample_rate)
     longest = round(args.segments * args.sample_rate) if args.segments else frames
@@ -129,7 +129,7 @@ def _recordings(name: str, info, args, texts: dict[str, str] | None, left_out: C
 
 
 def run_check(args) -> int:
-    from d2v_plugin.data.manifest import load_manifest
+    from d2v_plugin.data.audio.manifest import load_manifest
     from d2v_plugin.errors import UserError
 
     _check_rate(args.sample_rate)
@@ -158,8 +158,8 @@ def run_check(args) -> int:
 
 
 def _check_audio(manifest, sample_rate: int, decode: bool) -> dict:
-    from d2v_plugin.data.audio_io import AudioError, check_header, read_audio
-    from d2v_plugin.data.building import threaded
+    from d2v_plugin.data.audio.building import threaded
+    from d2v_plugin.data.audio.io import AudioError, check_header, read_audio
 
     def look(index):
         entry = manifest.entry(index)
@@ -193,7 +193,7 @@ def _check_audio(manifest, sample_rate: int, decode: bool) -> dict:
 
 def _check_labels(manifest, suffix: str) -> dict:
     """Line count, unknown symbols and empty lines of the label file beside the manifest."""
-    from d2v_plugin.data.labels import load_labels
+    from d2v_plugin.data.audio.labels import load_labels
     from d2v_plugin.errors import UserError
 
     path = Path(manifest.path).with_suffix("." + suffix)

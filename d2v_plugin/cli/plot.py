@@ -48,8 +48,8 @@ def named_logs(arguments: list[str]) -> list[tuple[str, Path]]:
 def _draw_utterance(args: argparse.Namespace) -> Path:
     import torch
 
-    from d2v_plugin.data.audio_io import probe, read_audio
-    from d2v_plugin.data.manifest import Entry
+    from d2v_plugin.data.audio.io import probe, read_audio
+    from d2v_plugin.data.audio.manifest import Entry
     from d2v_plugin.eval.spectrogram import plot_mask
     from d2v_plugin.method.masking import span_mask
 
@@ -86,8 +86,8 @@ def _draw_utterance(args: argparse.Namespace) -> Path:
 
 def _draw_clones(args: argparse.Namespace, loaded, listed: int) -> Path:
     from d2v_plugin.cli._mask_pictures import draw_clones
-    from d2v_plugin.data.audio_io import read_audio
-    from d2v_plugin.data.manifest import Entry
+    from d2v_plugin.data.audio.io import read_audio
+    from d2v_plugin.data.audio.manifest import Entry
 
     if (args.mask_prob, args.mask_length) != (None, None):
         raise UserError("--mask-prob and --mask-length are data2vec 1.0's; leave them out with this checkpoint")

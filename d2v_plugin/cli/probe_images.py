@@ -17,14 +17,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "probe-images",
         help="nearest neighbours and linear probes of frozen image features",
-        description="Classifies the pictures of DATA/test by the mean over patches of each layer: by their nearest "
+        description="Classifies the images of DATA/test by the mean over patches of each layer: by their nearest "
         "neighbours in DATA/train, by logistic regression fitted there (its penalty chosen on DATA/valid), and by "
         "nearest neighbours with ten labels a class; and by raw pixels, for comparison.",
     )
     parser.add_argument("checkpoint", type=Path, help="data2vec_multi checkpoint of fairseq, trained on images")
     parser.add_argument("data", type=Path, help="folder with train, valid and test, each CLASS/FILE or tar shards")
     parser.add_argument(
-        "--pixel-size", type=int, default=16, help="side of the pictures that raw pixels are taken of (default 16)"
+        "--pixel-size", type=int, default=16, help="side of the images that raw pixels are taken of (default 16)"
     )
     parser.add_argument("--layers", type=int, nargs="+", help="which layers, 0 to the depth (default: all)")
     parser.add_argument("--untrained", action="store_true", help="probe the same network with random weights, too")
@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Collect, fit, print."""
-    from d2v_plugin.data.image_source import find_images
+    from d2v_plugin.data.images.source import find_images
     from d2v_plugin.eval.image_features import ImageInput, depth
     from d2v_plugin.eval.image_probe import features_of, format_table, score_layers, score_pixels
     from d2v_plugin.eval.load import load_multi, pick_device
@@ -58,12 +58,12 @@ def run(args: argparse.Namespace) -> int:
         scores[name] = score_layers(features_of(model, indices, image_input, layers))
     raw = score_pixels(indices, dataclasses.replace(image_input, input_size=args.pixel_size))
     counts = ", ".join(f"{len(index)} in {split}" for split, index in indices.items())
-    print(f"pictures: {counts}")
+    print(f"images: {counts}")
     print(format_table(scores["trained"], scores.get("untrained"), raw))
     print(f"{time.monotonic() - start:.1f} s")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         rows = {name: [dataclasses.asdict(score) for score in found] for name, found in scores.items()}
-        written = {**rows, "pixels": dataclasses.asdict(raw), "pictures": {s: len(i) for s, i in indices.items()}}
+        written = {**rows, "pixels": dataclasses.asdict(raw), "images": {s: len(i) for s, i in indices.items()}}
         args.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -90,7 +90,7 @@ def _add_reading(parser) -> None:
 
 
 def run_build(args) -> int:
-    from d2v_plugin.data.text_build import BuildOptions, build
+    from d2v_plugin.data.text.build import BuildOptions, build
     from d2v_plugin.errors import UserError
 
     _check_reading(args)
@@ -133,7 +133,7 @@ def run_build(args) -> int:
 
 
 def run_encode(args) -> int:
-    from d2v_plugin.data.text_build import encode_text
+    from d2v_plugin.data.text.build import encode_text
     from d2v_plugin.errors import UserError
 
     _check_reading(args)
@@ -214,7 +214,7 @@ def _probes(tables: dict, loaded, max_tokens: int | None) -> list:
 
 
 def run_check(args) -> int:
-    from d2v_plugin.data.text_check import check_folder
+    from d2v_plugin.data.text.check import check_folder
 
     report = check_folder(Path(args.data))
     if args.json:

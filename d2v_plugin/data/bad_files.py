@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from d2v_plugin.data.audio_io import KINDS
+from d2v_plugin.data.audio.io import KINDS
 from d2v_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Some labelled pictures of each class: with all labels even raw pixels do well on easy data."""
+"""Some labelled images of each class: with all labels even raw pixels do well on easy data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from d2v_plugin.errors import UserError
 
 
 def few_of_each(labels: Tensor, per_class: int, seed: int = 1) -> Tensor:
-    """Positions of ``per_class`` pictures of every class, picked at random.
+    """Positions of ``per_class`` images of every class, picked at random.
 
     Args:
         labels: (N,) int64.
@@ -24,6 +24,6 @@ def few_of_each(labels: Tensor, per_class: int, seed: int = 1) -> Tensor:
     for label in labels.unique().tolist():
         places = order[labels[order] == label]
         if len(places) < per_class:
-            raise UserError(f"class {label} has {len(places)} pictures, {per_class} are wanted; take fewer")
+            raise UserError(f"class {label} has {len(places)} images, {per_class} are wanted; take fewer")
         picked.append(places[:per_class])
     return torch.cat(picked).sort().values

@@ -1,8 +1,8 @@
-"""One vector for each picture: the mean over patches of a layer's output of a data2vec 2.0 model.
+"""One vector for each image: the mean over patches of a layer's output of a data2vec 2.0 model.
 
 Layers are numbered as for speech: layer n (1 to depth) is the output of the n-th transformer block, counting the
 modality's own before the shared ones; layer 0 is the input of the first. Extra tokens (CLS) do not count in the mean.
-Pictures are read as in validation: the middle, or the whole with ``no_transform``, and nothing random.
+Images are read as in validation: the middle, or the whole with ``no_transform``, and nothing random.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2v_plugin.data.image_augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, BatchAugment
-from d2v_plugin.data.image_geometry import CropRule
-from d2v_plugin.data.image_index import ImageIndex
-from d2v_plugin.data.image_io import MAX_PIXELS, ImageError, decode
-from d2v_plugin.data.image_store import ImageStore
+from d2v_plugin.data.images.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, BatchAugment
+from d2v_plugin.data.images.geometry import CropRule
+from d2v_plugin.data.images.index import ImageIndex
+from d2v_plugin.data.images.io import MAX_PIXELS, ImageError, decode
+from d2v_plugin.data.images.store import ImageStore
 from d2v_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ AHEAD = 2  # batches that are being read while one is worked on
 
 @dataclass(frozen=True)
 class ImageInput:
-    """How a model was trained to see pictures; the fields are those of the task ``mae_image_pretraining``."""
+    """How a model was trained to see images; the fields are those of the task ``mae_image_pretraining``."""
 
     input_size: int = 224
     no_transform: bool = False
@@ -65,7 +65,7 @@ class ImageFeatures:
 def read_images(
     index: ImageIndex, image_input: ImageInput, batch_size: int = 64, threads: int | None = None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches ``(positions, (B, 3, S, S) uint8)``, in order; pictures that cannot be read are left out and named.
+    """Batches ``(positions, (B, 3, S, S) uint8)``, in order; images that cannot be read are left out and named.
 
     Pillow decodes without holding Python's lock, so threads do.
     """
@@ -98,7 +98,7 @@ def read_images(
 
 
 def depth(model: nn.Module) -> int:
-    """Transformer blocks that a picture goes through."""
+    """Transformer blocks that an image goes through."""
     return len(_blocks(model))
 
 
@@ -110,14 +110,14 @@ def image_features(
     layers: Sequence[int] | None = None,
     batch_size: int = 64,
 ) -> ImageFeatures:
-    """Features of every picture that can be read.
+    """Features of every image that can be read.
 
     Args:
         model: ``data2vec_multi`` with an IMAGE encoder, as d2v_plugin.eval.load.load_multi gives it; put into
             evaluation mode. Its device and precision are used.
         layers: which; None for the last.
     Raises:
-        UserError: no IMAGE encoder, a layer that it does not have, or no picture that can be read.
+        UserError: no IMAGE encoder, a layer that it does not have, or no image that can be read.
     """
     blocks = _blocks(model)
     wanted = sorted({len(blocks)} if layers is None else set(layers))
@@ -134,16 +134,16 @@ def image_features(
             pooled[layer].append(output.float().mean(1).cpu())
         positions += places
     if not positions:
-        raise UserError(f"{index.source}: none of its {len(index)} pictures could be read; the log names each of them")
+        raise UserError(f"{index.source}: none of its {len(index)} images could be read; the log names each of them")
     labels = None if index.labels is None else torch.from_numpy(index.labels[positions]).long()
     return ImageFeatures({n: torch.cat(parts) for n, parts in pooled.items()}, torch.tensor(positions), labels)
 
 
 def pixels(index: ImageIndex, image_input: ImageInput) -> ImageFeatures:
-    """The pictures themselves as features, ``layers[0]`` (N, 3 * S * S) in 0..1: what a probe has to beat."""
+    """The images themselves as features, ``layers[0]`` (N, 3 * S * S) in 0..1: what a probe has to beat."""
     batches = list(read_images(index, image_input))
     if not batches:
-        raise UserError(f"{index.source}: none of its {len(index)} pictures could be read; the log names each of them")
+        raise UserError(f"{index.source}: none of its {len(index)} images could be read; the log names each of them")
     positions = [position for places, _ in batches for position in places]
     flat = torch.cat([images.flatten(1) for _, images in batches]).float() / 255
     labels = None if index.labels is None else torch.from_numpy(index.labels[positions]).long()
@@ -153,7 +153,7 @@ def pixels(index: ImageIndex, image_input: ImageInput) -> ImageFeatures:
 def _blocks(model: nn.Module) -> list[nn.Module]:
     encoders = getattr(model, "modality_encoders", {})
     if MODALITY not in encoders:
-        raise UserError(f"this model has no encoder for pictures, only {', '.join(encoders) or 'others'}")
+        raise UserError(f"this model has no encoder for images, only {', '.join(encoders) or 'others'}")
     return [*encoders[MODALITY].context_encoder.blocks, *model.blocks]
 
 

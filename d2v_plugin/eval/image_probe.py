@@ -1,4 +1,4 @@
-"""What frozen features of pictures tell about their classes: nearest neighbours, a linear probe, and few labels.
+"""What frozen features of images tell about their classes: nearest neighbours, a linear probe, and few labels.
 
 The penalty of the linear probe is chosen on the validation part; everything is scored on the test part. The few labels
 are drawn several times, and their nearest neighbours' accuracy is the mean over the draws.
@@ -21,7 +21,7 @@ FEW, DRAWS = 10, 10  # labels of each class, and how often they are drawn
 
 @dataclass(frozen=True)
 class Part:
-    """Features (N, D) of one split and the classes (N,) of its pictures."""
+    """Features (N, D) of one split and the classes (N,) of its images."""
 
     x: Tensor
     labels: Tensor
@@ -29,20 +29,20 @@ class Part:
 
 @dataclass(frozen=True)
 class ImageScores:
-    """Shares of test pictures whose class is told; ``layer`` None stands for raw pixels."""
+    """Shares of test images whose class is told; ``layer`` None stands for raw pixels."""
 
     layer: int | None
     knn: float
     linear: float
     few: float
-    error: float  # standard error of ``linear``, by the number of test pictures
+    error: float  # standard error of ``linear``, by the number of test images
 
 
 def check_labels(parts: dict[str, Tensor | None], few: int = FEW) -> None:
-    """Raises ``UserError`` where a split has no classes, or the training part too few pictures of one."""
+    """Raises ``UserError`` where a split has no classes, or the training part too few images of one."""
     for split, labels in parts.items():
         if labels is None:
-            raise UserError(f"the pictures of {split} have no classes; a probe needs {split}/CLASS/FILE")
+            raise UserError(f"the images of {split} have no classes; a probe needs {split}/CLASS/FILE")
     few_of_each(parts["train"], few)
 
 
@@ -78,7 +78,7 @@ def score_layers(parts: dict[str, dict[int, Part]]) -> list[ImageScores]:
 
 
 def score_pixels(indices: dict, image_input) -> ImageScores:
-    """The pictures themselves as features."""
+    """The images themselves as features."""
     from d2v_plugin.eval.image_features import pixels
 
     found = {split: pixels(index, image_input) for split, index in indices.items()}

@@ -1,4 +1,4 @@
-"""k nearest neighbours: what class are the pictures most like this one?
+"""k nearest neighbours: what class are the images most like this one?
 
 The vote is the usual one for self-supervised features (Wu et al., "Unsupervised feature learning via non-parametric
 instance discrimination", CVPR 2018, arXiv:1805.01978; DINO reports it as well): the k neighbours of highest cosine
@@ -23,7 +23,7 @@ def knn_predict(
     """The class of each query.
 
     Args:
-        train: (N, D) features of pictures whose class is known.
+        train: (N, D) features of images whose class is known.
         labels: (N,) int64, from 0.
         queries: (Q, D).
         k: how many neighbours vote.
@@ -34,7 +34,7 @@ def knn_predict(
         UserError: more neighbours asked for than there are.
     """
     if not 1 <= k <= len(train):
-        raise UserError(f"k must lie between 1 and the {len(train)} labelled pictures, got {k}")
+        raise UserError(f"k must lie between 1 and the {len(train)} labelled images, got {k}")
     known = torch.nn.functional.normalize(train.float(), dim=1)
     classes = int(labels.max()) + 1
     found = []
@@ -59,5 +59,5 @@ def accuracy(predicted: Tensor, truth: Tensor) -> float:
         UserError: there are none.
     """
     if len(truth) == 0:
-        raise UserError("there is no picture to score; give a split that holds some")
+        raise UserError("there is no image to score; give a split that holds some")
     return float((predicted == truth).double().mean())

@@ -16,7 +16,7 @@ from torch import Tensor
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval.knn import accuracy
 
-# weight of half the squared norm of the weights beside the mean loss of a picture
+# weight of half the squared norm of the weights beside the mean loss of an image
 PENALTIES = tuple(10.0**k for k in range(-5, 2))
 STEPS = 500
 TOLERANCE = 1e-6  # largest entry of the gradient
@@ -38,7 +38,7 @@ class LinearProbe:
         return ((x.to(self.mean) - self.mean) / self.scale @ self.weights + self.bias).argmax(1)
 
     def accuracy(self, x: Tensor, labels: Tensor) -> float:
-        """Share of the pictures whose class the probe tells; labels (N,) int64."""
+        """Share of the images whose class the probe tells; labels (N,) int64."""
         return accuracy(self.predict(x), labels.to(self.mean.device))
 
 
@@ -50,15 +50,15 @@ def fit_linear_probe(
     Args:
         x: (N, D) features, on the device that is to do the work.
         labels: (N,) int64, from 0.
-        valid_x, valid_labels: pictures that are not among them.
+        valid_x, valid_labels: images that are not among them.
     Raises:
         UserError: only one class, or a validation part that is empty or holds another class.
     """
     classes = int(labels.max()) + 1 if len(labels) else 0
     if len(labels.unique()) < 2:
-        raise UserError(f"a probe needs pictures of two classes or more, got {len(labels.unique())}")
+        raise UserError(f"a probe needs images of two classes or more, got {len(labels.unique())}")
     if len(valid_labels) == 0 or int(valid_labels.max()) >= classes:
-        raise UserError("the validation part must hold pictures, and only of classes that the training part has")
+        raise UserError("the validation part must hold images, and only of classes that the training part has")
     x = x.double()
     mean, scale = x.mean(0), x.std(0, correction=0)
     # a constant feature says nothing; dividing by its rounding noise would make it say something

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v_plugin.checkpoints import read_checkpoint
-from d2v_plugin.data.text_pieces import (
+from d2v_plugin.data.text.pieces import (
     DICTIONARY_NAME,
     EOS,
     MODEL_NAME,

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2v_plugin.data.audio_io import AudioError, read_audio
+from d2v_plugin.data.audio.io import AudioError, read_audio
+from d2v_plugin.data.audio.manifest import Manifest, load_manifest
 from d2v_plugin.data.bad_files import BadFiles
-from d2v_plugin.data.manifest import Manifest, load_manifest
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval.ctc import label_line_to_text
 from d2v_plugin.eval.load import LoadedModel

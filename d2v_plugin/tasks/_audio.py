@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from omegaconf import MISSING, OmegaConf
 
-from d2v_plugin.data.audio_dataset import AudioDataset
-from d2v_plugin.data.manifest import Manifest, load_manifest
+from d2v_plugin.data.audio.dataset import AudioDataset
+from d2v_plugin.data.audio.manifest import Manifest, load_manifest
 from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._audio_model import STANDARD_EXTRACTOR, audio_masks, check_model, conv_spec
 from d2v_plugin.tasks._bad_file_reports import BadFileReports

@@ -5,7 +5,7 @@ import inspect
 import torch
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 
-from d2v_plugin.data.audio_masks import AudioMasks
+from d2v_plugin.data.audio.masks import AudioMasks
 from d2v_plugin.errors import UserError
 from d2v_plugin.modules.conv_spec import ConvSpec
 

@@ -8,8 +8,8 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.audio_finetuning import AudioFinetuningConfig, AudioFinetuningTask
 
-from d2v_plugin.data.labels import load_labels
-from d2v_plugin.data.target_dataset import TargetDataset
+from d2v_plugin.data.audio.labels import load_labels
+from d2v_plugin.data.audio.target_dataset import TargetDataset
 from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._audio import AudioFields, AudioTaskMixin
 

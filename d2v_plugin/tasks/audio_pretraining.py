@@ -15,7 +15,7 @@ class D2VAudioPretrainingConfig(AudioFields, AudioPretrainingConfig):
 
 @register_task("d2v_audio_pretraining", dataclass=D2VAudioPretrainingConfig)
 class D2VAudioPretrainingTask(AudioTaskMixin, AudioPretrainingTask):
-    """Waveforms from ``<data>/<split>.tsv``; see d2v_plugin/data/manifest.py for what it may name.
+    """Waveforms from ``<data>/<split>.tsv``; see d2v_plugin/data/audio/manifest.py for what it may name.
 
     Differs from fairseq's task in that unusable files are skipped and counted (``max_bad_files``), other sample rates
     are converted (``resample``), crops and masks are functions of the seed, the epoch and the entry, and segments of

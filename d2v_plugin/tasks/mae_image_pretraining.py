@@ -1,4 +1,4 @@
-"""Task ``mae_image_pretraining``: pictures without labels, for data2vec 2.0 and for MAE, with upstream's fields."""
+"""Task ``mae_image_pretraining``: images without labels, for data2vec 2.0 and for MAE, with upstream's fields."""
 
 import inspect
 import logging
@@ -13,12 +13,12 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 
-from d2v_plugin.data.image_augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, BatchAugment
-from d2v_plugin.data.image_dataset import ImageDataset
-from d2v_plugin.data.image_geometry import CropRule
-from d2v_plugin.data.image_io import MAX_PIXELS
-from d2v_plugin.data.image_masks import ImageMasks, check_patches
-from d2v_plugin.data.image_source import KINDS, find_images
+from d2v_plugin.data.images.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, BatchAugment
+from d2v_plugin.data.images.dataset import ImageDataset
+from d2v_plugin.data.images.geometry import CropRule
+from d2v_plugin.data.images.io import MAX_PIXELS
+from d2v_plugin.data.images.masks import ImageMasks, check_patches
+from d2v_plugin.data.images.source import KINDS, find_images
 from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._bad_file_reports import BadFileReports
 
@@ -52,7 +52,7 @@ class MaeImagePretrainingConfig(FairseqDataclass):
     input_size: int = field(default=224, metadata={"help": "side of the square the model sees, pixels"})
     local_cache_path: Optional[str] = field(
         default=None,
-        metadata={"help": "folder on a fast disk that pictures are copied to; slurm_tmpdir means $SLURM_TMPDIR"},
+        metadata={"help": "folder on a fast disk that images are copied to; slurm_tmpdir means $SLURM_TMPDIR"},
     )
     key: str = field(default="imgs", metadata={"help": "the model's name for its input: imgs (mae), source (data2vec)"})
     beit_transforms: bool = field(
@@ -61,29 +61,29 @@ class MaeImagePretrainingConfig(FairseqDataclass):
     target_transform: bool = field(
         default=False, metadata={"help": "student and teacher see the same crop with different colour jitter"}
     )
-    no_transform: bool = field(default=False, metadata={"help": "the whole picture, squeezed into a square"})
+    no_transform: bool = field(default=False, metadata={"help": "the whole image, squeezed into a square"})
     rebuild_batches: bool = True
     precompute_mask_config: Optional[ImageMaskingConfig] = field(
         default=None, metadata={"help": "draw masks in the data workers; {} takes the model's settings"}
     )
-    subsample: float = field(default=1, metadata={"help": "share of the pictures that is used"})
+    subsample: float = field(default=1, metadata={"help": "share of the images that is used"})
     seed: int = II("common.seed")
     dataset_type: str = field(
         default="imagefolder",
         metadata={
-            "help": "imagefolder: <data>/<split>/<class>/*.jpg, or shards where there are no pictures; "
-            "tar: <data>/<split>/*.tar or <data>/<split>-*.tar; path: every picture below data, whatever the split"
+            "help": "imagefolder: <data>/<split>/<class>/*.jpg, or shards where there are no images; "
+            "tar: <data>/<split>/*.tar or <data>/<split>-*.tar; path: every image below data, whatever the split"
         },
     )
     max_bad_files: int = field(
         default=100,
         metadata={
-            "help": "how many unusable pictures are skipped before training stops, per process and data split; "
+            "help": "how many unusable images are skipped before training stops, per process and data split; "
             "0 stops at the first, -1 never stops"
         },
     )
-    max_image_pixels: int = field(default=MAX_PIXELS, metadata={"help": "larger pictures are skipped as unusable"})
-    exif_orientation: bool = field(default=False, metadata={"help": "turn pictures as their camera noted"})
+    max_image_pixels: int = field(default=MAX_PIXELS, metadata={"help": "larger images are skipped as unusable"})
+    exif_orientation: bool = field(default=False, metadata={"help": "turn images as their camera noted"})
     normalization_mean: List[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
     normalization_std: List[float] = field(default_factory=lambda: list(IMAGENET_STD))
     train_subset: str = II("dataset.train_subset")
@@ -91,11 +91,11 @@ class MaeImagePretrainingConfig(FairseqDataclass):
 
 @register_task("mae_image_pretraining", dataclass=MaeImagePretrainingConfig)
 class MaeImagePretrainingTask(BadFileReports, FairseqTask):
-    """Random crops of pictures.
+    """Random crops of images.
 
-    Differs from upstream's task in that unusable pictures are skipped and counted (``max_bad_files``), tar shards are
+    Differs from upstream's task in that unusable images are skipped and counted (``max_bad_files``), tar shards are
     read, crops, colours, masks and order are functions of the seed, the epoch and the sample, and in validation nothing
-    is random: the middle of each picture is seen.
+    is random: the middle of each image is seen.
     """
 
     cfg: MaeImagePretrainingConfig
@@ -121,7 +121,7 @@ class MaeImagePretrainingTask(BadFileReports, FairseqTask):
 
     def build_model(self, model_cfg, from_checkpoint=False):
         model = super().build_model(model_cfg, from_checkpoint)
-        # A model from a checkpoint is for its own pictures, whatever this task was made for.
+        # A model from a checkpoint is for its own images, whatever this task was made for.
         if not from_checkpoint:
             self.check_model(model)
         self.model_takes = frozenset(inspect.signature(model.forward).parameters)
@@ -130,15 +130,15 @@ class MaeImagePretrainingTask(BadFileReports, FairseqTask):
         return model
 
     def check_model(self, model: torch.nn.Module) -> None:
-        """Refuse a model that does not take these pictures.
+        """Refuse a model that does not take these images.
 
         Raises:
-            UserError: no encoder for pictures, another name for its input, or another size.
+            UserError: no encoder for images, another name for its input, or another size.
         """
         encoders = getattr(model, "modality_encoders", None)
         if encoders is not None and MODALITY not in encoders:
             raise UserError(
-                f"the task reads pictures and the model has {', '.join(encoders)} only; "
+                f"the task reads images and the model has {', '.join(encoders)} only; "
                 f"set model.supported_modality={MODALITY}, or another task"
             )
         parameters = inspect.signature(model.forward).parameters
@@ -162,7 +162,7 @@ class MaeImagePretrainingTask(BadFileReports, FairseqTask):
         if cfg.subsample < 1:
             order = np.random.default_rng(cfg.seed).permutation(len(index))
             index = index.select(np.sort(order[: int(np.ceil(len(index) * cfg.subsample))]))
-            logger.info("%s: %d pictures are used, subsample=%g", index.source, len(index), cfg.subsample)
+            logger.info("%s: %d images are used, subsample=%g", index.source, len(index), cfg.subsample)
         training = split == train_subset(cfg)
         dataset = ImageDataset(
             index,

@@ -16,9 +16,9 @@ from fairseq.tasks import register_task
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 from omegaconf import MISSING, OmegaConf
 
-from d2v_plugin.data.text_batches import NOTHING, TokenBatches
-from d2v_plugin.data.text_binary import open_tokens
-from d2v_plugin.data.text_pieces import read_symbols
+from d2v_plugin.data.text.batches import NOTHING, TokenBatches
+from d2v_plugin.data.text.binary import open_tokens
+from d2v_plugin.data.text.pieces import read_symbols
 from d2v_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)

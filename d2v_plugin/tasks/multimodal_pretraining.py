@@ -13,7 +13,7 @@ from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 
-from d2v_plugin.data.modality import ModalityBatches, ModalityMixture
+from d2v_plugin.data.mixture import ModalityBatches, ModalityMixture
 from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._audio_model import STANDARD_EXTRACTOR, conv_spec
 from d2v_plugin.tasks.audio_pretraining import D2VAudioPretrainingConfig, D2VAudioPretrainingTask

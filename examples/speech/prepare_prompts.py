@@ -19,11 +19,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from d2v_plugin.data.audio_io import AudioError, read_audio
-from d2v_plugin.data.building import Recording, divide, find_files, segments, threaded, write_splits
+from d2v_plugin.data.audio.building import Recording, divide, find_files, segments, threaded, write_splits
+from d2v_plugin.data.audio.io import AudioError, read_audio
+from d2v_plugin.data.audio.manifest import Entry, write_manifest
+from d2v_plugin.data.audio.transcripts import TABLES, normalise, read_transcripts, spell_numbers
 from d2v_plugin.data.debian import fetch_packages
-from d2v_plugin.data.manifest import Entry, write_manifest
-from d2v_plugin.data.text import TABLES, normalise, read_transcripts, spell_numbers
 from d2v_plugin.errors import UserError
 
 INSTEAD = "or use recordings of your own: make demo DATA=/path/to/wavs"

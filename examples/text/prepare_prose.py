@@ -30,9 +30,9 @@ from pathlib import Path
 from r_data import read_data
 from word_classes import WordClasses
 
-from d2v_plugin.data.building import Recording, divide
+from d2v_plugin.data.audio.building import Recording, divide
 from d2v_plugin.data.debian import fetch_packages
-from d2v_plugin.data.text_corpus import BadLines, Corpus, decode, find_sources
+from d2v_plugin.data.text.corpus import BadLines, Corpus, decode, find_sources
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval.text_features import Passage
 from d2v_plugin.eval.text_probe import FIT, SCORE, Example, write_examples

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from d2v_plugin.data.building import share
+from d2v_plugin.data.audio.building import share
 from d2v_plugin.errors import UserError
 
 SPLITS = ("train", "valid", "test")

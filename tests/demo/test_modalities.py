@@ -94,7 +94,7 @@ class Pretend:
         if words[1] == "probe-images":
             rows = [ImageScores(layer, 0.9, 0.95, 0.7, 0.01) for layer in (0, 4)]
             found = {"trained": rows, "untrained": rows, "pixels": ImageScores(None, 0.8, 0.85, 0.6, 0.02)}
-            found = {**_plain(found), "pictures": {"train": 10, "valid": 2, "test": 3}}
+            found = {**_plain(found), "images": {"train": 10, "valid": 2, "test": 3}}
         elif words[1] == "text":
             names = [table.stem for table in args.tables]
             scores = {

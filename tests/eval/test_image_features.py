@@ -1,4 +1,4 @@
-"""Pooled features of pictures, and the digits they are shown on."""
+"""Pooled features of images, and the digits they are shown on."""
 
 import runpy
 import subprocess
@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_multi import tiny
 from tiny_training import ROOT
 
-from d2v_plugin.data.image_source import find_images
+from d2v_plugin.data.images.source import find_images
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval.image_features import ImageInput, depth, image_features, pixels, read_images
 from d2v_plugin.eval.linear_probe import fit_linear_probe
@@ -81,7 +81,7 @@ def test_pictures_are_read_as_in_validation(index):
 def test_bad_pictures_are_left_out(index, model, caplog):
     for n in (0, 1, 2, 6):
         with open(index.entry(n).path, "wb") as file:
-            file.write(b"no picture")
+            file.write(b"no image")
     features = image_features(model, index, SMALL, batch_size=3)
     assert features.positions.tolist() == [3, 4, 5, 7, 8, 9] and features.labels.tolist() == [0, 0, 1, 1, 1, 1]
     assert caplog.text.count("not an image") == 4
@@ -93,7 +93,7 @@ def test_nothing_readable(index, model):
         with open(index.entry(n).path, "wb"):
             pass
     for call in (lambda: image_features(model, index, SMALL), lambda: pixels(index, SMALL)):
-        with pytest.raises(UserError, match="none of its 10 pictures could be read"):
+        with pytest.raises(UserError, match="none of its 10 images could be read"):
             call()
 
 
@@ -105,7 +105,7 @@ def test_raw_pixels(index):
 
 
 def test_a_model_of_another_modality(index):
-    with pytest.raises(UserError, match="no encoder for pictures, only AUDIO"):
+    with pytest.raises(UserError, match="no encoder for images, only AUDIO"):
         image_features(tiny("AUDIO"), index, SMALL)
 
 

@@ -36,9 +36,9 @@ def test_clear_features_are_told_apart_and_noise_is_not():
 
 def test_pictures_without_classes_and_too_few_of_one():
     labels = torch.arange(2).repeat_interleave(12)
-    with pytest.raises(UserError, match="the pictures of test have no classes; a probe needs test/CLASS/FILE"):
+    with pytest.raises(UserError, match="the images of test have no classes; a probe needs test/CLASS/FILE"):
         check_labels({"train": labels, "test": None})
-    with pytest.raises(UserError, match="class 0 has 3 pictures"):
+    with pytest.raises(UserError, match="class 0 has 3 images"):
         check_labels({"train": labels[9:]})
 
 
@@ -70,11 +70,11 @@ def test_layers_the_untrained_network_and_pixels(checkpoint, images, tmp_path, c
     words = ["probe-images", str(checkpoint), str(images), "--untrained", "--layers", "0", "3"]
     assert main([*words, "--json", str(tmp_path / "out" / "scores.json")]) == 0
     shown = capsys.readouterr().out
-    assert "pictures: 24 in train, 24 in valid, 24 in test" in shown and shown.count("untrained") == 2
+    assert "images: 24 in train, 24 in valid, 24 in test" in shown and shown.count("untrained") == 2
     found = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert [row["layer"] for row in found["trained"]] == [row["layer"] for row in found["untrained"]] == [0, 3]
     assert found["pixels"]["layer"] is None and found["pixels"]["linear"] == 1.0
-    assert found["pictures"] == {"train": 24, "valid": 24, "test": 24}
+    assert found["images"] == {"train": 24, "valid": 24, "test": 24}
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,12 @@ def test_half_precision_features_are_compared_in_full():
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_more_neighbours_than_there_are(k):
-    with pytest.raises(UserError, match=f"between 1 and the 3 labelled pictures, got {k}"):
+    with pytest.raises(UserError, match=f"between 1 and the 3 labelled images, got {k}"):
         knn_predict(torch.eye(3), torch.arange(3), torch.eye(3), k=k)
 
 
 def test_nothing_to_score():
-    with pytest.raises(UserError, match="no picture to score"):
+    with pytest.raises(UserError, match="no image to score"):
         accuracy(torch.tensor([]), torch.tensor([]))
 
 
@@ -76,5 +76,5 @@ def test_few_of_each_class():
     picked = few_of_each(labels, 4)
     assert labels[picked].bincount().tolist() == [4, 4, 4] and len(picked.unique()) == 12
     assert torch.equal(picked, few_of_each(labels, 4)) and not torch.equal(picked, few_of_each(labels, 4, seed=2))
-    with pytest.raises(UserError, match="class 1 has 1 pictures, 2 are wanted"):
+    with pytest.raises(UserError, match="class 1 has 1 images, 2 are wanted"):
         few_of_each(torch.tensor([0, 0, 1]), 2)

@@ -43,7 +43,7 @@ def test_the_gradient_vanishes(penalty):
 
 def test_the_penalty_is_the_validation_parts_choice():
     generator = torch.Generator().manual_seed(5)
-    # few pictures and many features that say nothing: hardly any penalty learns them by heart
+    # few images and many features that say nothing: hardly any penalty learns them by heart
 
     def noisy(count, seed):
         x, labels = mixture(count, seed, spread=1.5)
@@ -80,5 +80,5 @@ def test_what_cannot_be_probed():
         fit_linear_probe(x, torch.zeros(6, dtype=torch.long), x, torch.zeros(6, dtype=torch.long))
     labels = torch.tensor([0, 1, 0, 1, 0, 1])
     for valid in (torch.tensor([0, 2, 0, 1, 0, 1]), labels[:0]):
-        with pytest.raises(UserError, match="the validation part must hold pictures"):
+        with pytest.raises(UserError, match="the validation part must hold images"):
             fit_linear_probe(x, labels, x[: len(valid)], valid)

@@ -11,7 +11,7 @@ from prose import documents, write_documents
 from tiny_multi import root_config, tiny
 
 from d2v_plugin.cli.main import main
-from d2v_plugin.data.text_build import BuildOptions, build
+from d2v_plugin.data.text.build import BuildOptions, build
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval.text_features import Passage, Tokenizer, layer_means, load_text_model
 from d2v_plugin.eval.text_probe import (

@@ -305,7 +305,7 @@ class TakesAnything(BaseFairseqModel):
 @pytest.mark.parametrize(
     ("model", "fields", "part"),
     [
-        (Pixels(name="AUDIO"), {}, "the task reads pictures and the model has AUDIO only"),
+        (Pixels(name="AUDIO"), {}, "the task reads images and the model has AUDIO only"),
         (TakesImgs(), {}, "task.key=source, and the model takes imgs, predictions_only; set task.key=imgs"),
         (TakesImgs(), {"key": "imgs"}, "task.input_size=16 and model.input_size=32; make them the same"),
         (Pixels(input_size=32), {}, "task.input_size=16 and model.modalities.image.input_size=32; make them"),
@@ -338,7 +338,7 @@ def test_models_that_match(monkeypatch):
     built(task_of(data="x"), Pixels(), monkeypatch)
     built(task_of(data="x"), TakesAnything(), monkeypatch)
     built(task_of(data="x", key="imgs", input_size=32), TakesImgs(), monkeypatch)
-    # one that comes out of a checkpoint is for its own pictures
+    # one that comes out of a checkpoint is for its own images
     monkeypatch.setattr("fairseq.models.build_model", lambda *args, **kwargs: TakesImgs())
     task_of(data="x").build_model(argparse.Namespace(), from_checkpoint=True)
 

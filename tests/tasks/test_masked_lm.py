@@ -14,7 +14,7 @@ from prose import documents, write_documents
 from tiny_training import ROOT, scaled_down, train
 
 import d2v_plugin.tasks.masked_lm  # noqa: F401
-from d2v_plugin.data.text_build import BuildOptions, build
+from d2v_plugin.data.text.build import BuildOptions, build
 from d2v_plugin.errors import UserError
 
 # fairseq's own masking copies tensors in a way that NumPy will stop to take

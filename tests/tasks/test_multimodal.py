@@ -18,7 +18,7 @@ from tiny_training import compose_config, train
 
 import d2v_plugin.tasks.multimodal_pretraining  # noqa: F401
 from d2v_plugin.checkpoints import read_checkpoint
-from d2v_plugin.data.modality import ModalityBatches
+from d2v_plugin.data.mixture import ModalityBatches
 from d2v_plugin.errors import UserError
 
 NAME = "multimodal_pretraining"

@@ -1,0 +1,1 @@
+"""Recordings: manifests, reading, masks, transcripts, batches."""

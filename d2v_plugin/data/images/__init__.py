@@ -1,0 +1,1 @@
+"""Images: folders and tar shards, decoding, crops, masks, batches, augmentation on the device."""

@@ -1,0 +1,72 @@
+"""Masks over an image's patches, drawn for a whole batch in the data worker."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from d2v_plugin.errors import UserError
+from d2v_plugin.method.masking import SampleDraws, block_mask, block_masked_count
+
+
+@dataclass(frozen=True)
+class ImageMasks:
+    """Block masks with the same number of masked patches in every row; the fields are those of block_mask.
+
+    Raises:
+        UserError: an image that patches do not fill.
+    """
+
+    input_size: int
+    patch_size: int = 16
+    prob: float = 0.75
+    adjust: float = 0.0
+    length: int = 1
+    inverse: bool = False
+    dropout: float = 0.0
+    clones: int = 1
+    expand_adjacent: bool = False
+    non_overlapping: bool = False
+
+    def __post_init__(self):
+        check_patches(self.input_size, self.patch_size)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Single patches are drawn from a row of them, as fairseq does; blocks from the square."""
+        side = self.input_size // self.patch_size
+        return (side * side,) if self.length == 1 else (side, side)
+
+    @property
+    def masked_count(self) -> int:
+        """Masked patches in every row."""
+        return block_masked_count(self.grid, prob=self.prob, inverse=self.inverse)
+
+    def draw(self, seed: int, epoch: int, ids: Sequence[int]) -> Tensor:
+        """(B * clones, patches) bool, True = masked; a function of seed, epoch and each sample's id."""
+        extra = {}
+        if self.length > 1:
+            extra = {
+                "dropout": self.dropout,
+                "expand_adjacent": self.expand_adjacent,
+                "non_overlapping": self.non_overlapping,
+            }
+        return block_mask(
+            SampleDraws(seed, epoch, ids, self.clones),
+            self.grid,
+            prob=self.prob,
+            length=self.length,
+            adjust=self.adjust,
+            inverse=self.inverse,
+            **extra,
+        )
+
+
+def check_patches(input_size: int, patch_size: int) -> None:
+    """Raises ``UserError`` when patches of this size do not fill the image."""
+    if patch_size <= 0 or input_size <= 0 or input_size % patch_size:
+        lower = input_size - input_size % patch_size if 0 < patch_size <= input_size else patch_size
+        raise UserError(
+            f"task.input_size={input_size} is not a multiple of patch_size={patch_size}; "
+            f"set task.input_size to {lower} or another multiple, or change the patch size"
+        )

@@ -1,0 +1,1 @@
+"""Text: corpora, sentencepiece, fairseq's token files, batches."""
