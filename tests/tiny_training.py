@@ -26,6 +26,9 @@ DATA = {
     "vision": {"dataset.batch_size": 4, "task.input_size": 48},
     "text": {"dataset.batch_size": 4, "task.tokens_per_sample": 32},
 }
+# Where runs may write beside checkpoint.save_dir. Upstream's files name a folder where the test was started and one on
+# a disk of its cluster, and fairseq's default is one that all runs share.
+WRITTEN = {"common.tensorboard_logdir": "tb", "task.local_cache_path": "cache", "common.plasma_path": "plasma"}
 CONVOLUTIONS = "[(16, 10, 5), (16, 8, 8), (16, 8, 8)]"
 
 SMALL_AUDIO = {
@@ -106,9 +109,9 @@ def scaled_down(path: Path, data: Path, save_dir: Path, pretrained: Path | None 
     values = {**ANY_RUN, **DATA[modality(cfg)], "task.data": str(data), "checkpoint.save_dir": str(save_dir)}
     if own_folder(cfg) is not None:
         values["common.user_dir"] = str(own_folder(cfg))
-    if cfg.common.get("tensorboard_logdir"):
-        # upstream's is relative to the folder the test was started in
-        values |= {"common.tensorboard_logdir": str(save_dir / "tb")}
+    for key, name in WRITTEN.items():
+        if OmegaConf.select(cfg, key):
+            values[key] = str(save_dir / name)
     if cfg.model._name == "wav2vec_ctc":
         # Channel masks longer than the model is wide cannot be drawn.
         values |= {"model.mask_channel_length": 8}

@@ -5,7 +5,7 @@ from pathlib import Path
 import fairseq
 import pytest
 from omegaconf import OmegaConf
-from tiny_training import modality, scaled_down, train, write_data
+from tiny_training import ROOT, modality, scaled_down, train, write_data
 
 from d2v_plugin.checkpoints import read_checkpoint
 
@@ -44,10 +44,30 @@ def test_all_of_them_are_found():
     assert by_model == {"data2vec_audio": 2, "data2vec_multi": 9, "mae": 1}
 
 
+def named_paths(node, prefix=""):
+    """``(key, value)`` of each setting that names a file or folder: by its key's name, or by a slash in its value."""
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from named_paths(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and (name.endswith(("dir", "path", "data")) or "/" in value):
+            yield f"{prefix}{name}", value
+
+
+def test_paths_are_found():
+    found = dict(named_paths(OmegaConf.to_container(OmegaConf.load(UPSTREAM / "v2" / "base_images_only_task.yaml"))))
+    assert found["task.local_cache_path"].startswith("/scratch")
+    assert {"common.tensorboard_logdir", "common.user_dir", "task.data"} < found.keys()
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_trains_two_steps(path, data, tmp_path):
     raw = OmegaConf.load(path)
-    train(scaled_down(path, data(modality(raw)), tmp_path))
+    folder = data(modality(raw))
+    cfg = scaled_down(path, folder, tmp_path)
+    read = {"task.data": str(folder), "common.user_dir": str(ROOT / "d2v_plugin")}
+    for key, value in named_paths(OmegaConf.to_container(cfg)):
+        assert value == read.get(key) or Path(value).is_relative_to(tmp_path), f"{key}={value}"
+    train(cfg)
     state = read_checkpoint(tmp_path / "checkpoint_last.pt")
     assert state["optimizer_history"][-1]["num_updates"] == 2
     names = {group: state["cfg"][group]["_name"] for group in ("task", "criterion", "model")}
