@@ -6,13 +6,14 @@ import os
 from dataclasses import dataclass, field
 
 import numpy as np
-from omegaconf import MISSING, OmegaConf
 
 from d2v_plugin.data.audio.dataset import AudioDataset
 from d2v_plugin.data.audio.manifest import Manifest, load_manifest
 from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._audio_model import STANDARD_EXTRACTOR, audio_masks, check_model, conv_spec
 from d2v_plugin.tasks._bad_file_reports import BadFileReports
+from d2v_plugin.tasks._fields import check_data, check_max_bad_files
+from d2v_plugin.tasks._subsample import check_subsample, subsampled
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,7 @@ def check_fields(cfg) -> None:
     Raises:
         UserError: one line that names the field and what to change.
     """
-    missing = OmegaConf.is_config(cfg) and OmegaConf.is_missing(cfg, "data")
-    if missing or getattr(cfg, "data", None) in (None, "", MISSING):
-        raise UserError("task.data is not set; give the folder that holds the manifests, task.data=/path/to/manifests")
+    check_data(cfg, "that holds the manifests", "manifests")
     longest, shortest = cfg.max_sample_size, cfg.min_sample_size
     for name, value in (("max_sample_size", longest), ("min_sample_size", shortest)):
         if value is not None and value < 0:
@@ -54,10 +53,8 @@ def check_fields(cfg) -> None:
         )
     if cfg.sample_rate <= 0:
         raise UserError(f"task.sample_rate must be positive, got {cfg.sample_rate}; 16000 is usual")
-    if not 0 < cfg.subsample <= 1:
-        raise UserError(f"task.subsample must be above 0 and at most 1, got {cfg.subsample}")
-    if cfg.max_bad_files < -1:
-        raise UserError(f"task.max_bad_files must be -1 (no limit), 0 or more, got {cfg.max_bad_files}")
+    check_subsample(cfg)
+    check_max_bad_files(cfg)
     if cfg.binarized_dataset:
         raise UserError("task.binarized_dataset is not read; use the .tsv manifest, which is stored compactly anyway")
     if cfg.multi_corpus_keys is not None:
@@ -107,8 +104,7 @@ class AudioTaskMixin(BadFileReports):
         path = os.path.join(self.cfg.data, f"{split}.tsv")
         manifest = load_manifest(path, max(self.cfg.min_sample_size or 0, self.shortest), max_size)
         if self.cfg.subsample < 1:
-            order = np.random.default_rng(self.cfg.seed).permutation(len(manifest))
-            kept = np.sort(order[: int(np.ceil(len(manifest) * self.cfg.subsample))])
+            kept = subsampled(len(manifest), self.cfg.subsample, self.cfg.seed)
             manifest = manifest.select(kept, f"left out by subsample={self.cfg.subsample}")
         hours = manifest.sizes.sum() / sample_rate / 3600
         left_out = "".join(f"; {count} {reason}" for reason, count in manifest.skipped.items())

@@ -6,7 +6,6 @@ import sys
 from dataclasses import dataclass, field
 from typing import List, Optional
 
-import numpy as np
 import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
@@ -21,6 +20,8 @@ from d2v_plugin.data.images.masks import ImageMasks, check_patches
 from d2v_plugin.data.images.source import KINDS, find_images
 from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._bad_file_reports import BadFileReports
+from d2v_plugin.tasks._fields import check_data, check_max_bad_files, train_subset
+from d2v_plugin.tasks._subsample import check_subsample, subsampled
 
 logger = logging.getLogger(__name__)
 
@@ -160,8 +161,7 @@ class MaeImagePretrainingTask(BadFileReports, FairseqTask):
         cfg = task_cfg or self.cfg
         index = find_images(list(cfg.multi_data or [cfg.data]), split, cfg.dataset_type)
         if cfg.subsample < 1:
-            order = np.random.default_rng(cfg.seed).permutation(len(index))
-            index = index.select(np.sort(order[: int(np.ceil(len(index) * cfg.subsample))]))
+            index = index.select(subsampled(len(index), cfg.subsample, cfg.seed))
             logger.info("%s: %d images are used, subsample=%g", index.source, len(index), cfg.subsample)
         training = split == train_subset(cfg)
         dataset = ImageDataset(
@@ -222,17 +222,14 @@ def check_fields(cfg) -> None:
     Raises:
         UserError: one line that names the field and what to change.
     """
-    missing = OmegaConf.is_config(cfg) and OmegaConf.is_missing(cfg, "data")
-    if not cfg.multi_data and (missing or getattr(cfg, "data", None) in (None, "", MISSING)):
-        raise UserError("task.data is not set; give the folder that holds the splits, task.data=/path/to/images")
+    if not cfg.multi_data:
+        check_data(cfg, "that holds the splits", "images")
     if cfg.input_size <= 0:
         raise UserError(f"task.input_size must be positive, got {cfg.input_size}; 224 is usual")
     if cfg.dataset_type not in KINDS:
         raise UserError(f"task.dataset_type must be one of {', '.join(KINDS)}, got {cfg.dataset_type!r}")
-    if not 0 < cfg.subsample <= 1:
-        raise UserError(f"task.subsample must be above 0 and at most 1, got {cfg.subsample}")
-    if cfg.max_bad_files < -1:
-        raise UserError(f"task.max_bad_files must be -1 (no limit), 0 or more, got {cfg.max_bad_files}")
+    check_subsample(cfg)
+    check_max_bad_files(cfg)
     if cfg.max_image_pixels <= 0:
         raise UserError(f"task.max_image_pixels must be positive, got {cfg.max_image_pixels}")
     for name, values in (("mean", cfg.normalization_mean), ("std", cfg.normalization_std)):
@@ -287,11 +284,3 @@ def check_masks(masks: ImageMasks, model: torch.nn.Module, patch: Optional[int],
             raise UserError(
                 f"task.precompute_mask_config.{name}={ours} and the model's is {theirs}; leave it out, then it is that"
             )
-
-
-def train_subset(cfg) -> str:
-    """``dataset.train_subset``, or ``train`` for a task that stands alone."""
-    try:
-        return cfg.train_subset
-    except (InterpolationKeyError, InterpolationResolutionError):
-        return "train"

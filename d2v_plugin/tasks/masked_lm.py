@@ -14,12 +14,12 @@ from fairseq.data.indexed_dataset import infer_dataset_impl
 from fairseq.data.shorten_dataset import maybe_shorten_dataset
 from fairseq.tasks import register_task
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
-from omegaconf import MISSING, OmegaConf
 
 from d2v_plugin.data.text.batches import NOTHING, TokenBatches
 from d2v_plugin.data.text.binary import open_tokens
 from d2v_plugin.data.text.pieces import read_symbols
 from d2v_plugin.errors import UserError
+from d2v_plugin.tasks._fields import check_data, is_unset
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ def check_fields(cfg) -> None:
     Raises:
         UserError: one line that names the field and what to change.
     """
-    if is_unset(cfg):
-        raise UserError("task.data is not set; give the folder with the binarised text, task.data=/path/to/text")
+    check_data(cfg, "with the binarised text", "text")
     if cfg.tokens_per_sample < NOTHING + 1:
         raise UserError(
             f"task.tokens_per_sample={cfg.tokens_per_sample} leaves no room for text beside <s> and </s>; 512 is usual"
@@ -53,11 +52,6 @@ def check_fields(cfg) -> None:
             "task.mask_whole_words needs the BPE arguments of fairseq-train's command line, which a YAML run does not "
             "have; remove it"
         )
-
-
-def is_unset(cfg) -> bool:
-    missing = OmegaConf.is_config(cfg) and OmegaConf.is_missing(cfg, "data")
-    return missing or getattr(cfg, "data", None) in (None, "", MISSING)
 
 
 def check_model(cfg, model_cfg) -> None:

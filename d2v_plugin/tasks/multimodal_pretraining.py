@@ -16,8 +16,9 @@ from omegaconf import II
 from d2v_plugin.data.mixture import ModalityBatches, ModalityMixture
 from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._audio_model import STANDARD_EXTRACTOR, conv_spec
+from d2v_plugin.tasks._fields import train_subset
 from d2v_plugin.tasks.audio_pretraining import D2VAudioPretrainingConfig, D2VAudioPretrainingTask
-from d2v_plugin.tasks.mae_image_pretraining import MaeImagePretrainingConfig, MaeImagePretrainingTask, train_subset
+from d2v_plugin.tasks.mae_image_pretraining import MaeImagePretrainingConfig, MaeImagePretrainingTask
 from d2v_plugin.tasks.masked_lm import D2VMaskedLMConfig, D2VMaskedLMTask
 
 NAMES = ("audio", "image", "text")
