@@ -3,6 +3,7 @@
 import atexit
 import logging
 import weakref
+from collections.abc import Iterable
 
 from fairseq.logging import metrics
 
@@ -37,9 +38,14 @@ class BadFileReports:
 
     def reduce_metrics(self, logging_outputs, criterion):
         super().reduce_metrics(logging_outputs, criterion)
-        bad = sum(dataset.bad_files.count() for dataset in self.counted.values())
-        if bad:
-            metrics.log_scalar("bad_files", bad, weight=0, priority=900)
+        log_bad_files(self.counted.values())
+
+
+def log_bad_files(datasets: Iterable) -> None:
+    """The metric ``bad_files``, where there are any: unusable files of all ``datasets`` in this process."""
+    bad = sum(dataset.bad_files.count() for dataset in datasets)
+    if bad:
+        metrics.log_scalar("bad_files", bad, weight=0, priority=900)
 
 
 def _report_at_exit(reference: weakref.ref) -> None:

@@ -9,13 +9,13 @@ from typing import List, Optional
 
 import torch
 from fairseq.dataclass import FairseqDataclass
-from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 
 from d2v_plugin.data.mixture import ModalityBatches, ModalityMixture
 from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._audio_model import STANDARD_EXTRACTOR, conv_spec
+from d2v_plugin.tasks._bad_file_reports import log_bad_files
 from d2v_plugin.tasks._fields import train_subset
 from d2v_plugin.tasks.audio_pretraining import D2VAudioPretrainingConfig, D2VAudioPretrainingTask
 from d2v_plugin.tasks.mae_image_pretraining import MaeImagePretrainingConfig, MaeImagePretrainingTask
@@ -188,10 +188,8 @@ class MultimodalPretrainingTask(FairseqTask):
 
     def reduce_metrics(self, logging_outputs, criterion):
         super().reduce_metrics(logging_outputs, criterion)
-        counted = [dataset for task in self.tasks.values() for dataset in getattr(task, "counted", {}).values()]
-        bad = sum(dataset.bad_files.count() for dataset in counted)
-        if bad:
-            metrics.log_scalar("bad_files", bad, weight=0, priority=900)
+        # text has no files that are read one by one
+        log_bad_files(dataset for task in self.tasks.values() for dataset in getattr(task, "counted", {}).values())
 
     def state_dict(self):
         return {} if self.text_task is None else self.text_task.state_dict()

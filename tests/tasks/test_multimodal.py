@@ -11,6 +11,8 @@ import fairseq
 import pytest
 import torch
 from fairseq import tasks
+from fairseq.criterions.model_criterion import ModelCriterion
+from fairseq.logging import metrics
 from omegaconf import OmegaConf
 from tiny_data import write_data
 from tiny_multi import build, root_config
@@ -156,6 +158,21 @@ def test_resuming_in_the_middle_of_an_epoch(folders):
     resumed = iterator_of(task_of(fields_of(folders))[0])
     resumed.load_state_dict(state)
     assert [batch["id"].tolist() for batch in resumed.next_epoch_itr()] == rest
+
+
+def test_bad_files_of_all_modalities_are_one_metric(tmp_path):
+    folders = {}
+    for name in ("speech", "vision", "text"):
+        (tmp_path / name).mkdir()
+        folders[name] = str(write_data(tmp_path / name, name))
+    (tmp_path / "speech" / "1.wav").write_bytes(b"")
+    for n in (0, 2):
+        (tmp_path / "vision" / "train" / "b" / f"{n}.png").write_bytes(b"")
+    task, _ = task_of(fields_of(folders))
+    list(iterator_of(task).next_epoch_itr())
+    with metrics.aggregate() as logged:
+        task.reduce_metrics([{"loss": 1.0, "ntokens": 1, "nsentences": 1, "sample_size": 1}], ModelCriterion(task))
+    assert logged.get_smoothed_values()["bad_files"] == 3
 
 
 def test_a_stand_in_for_empty_batches_is_found(folders):
