@@ -1,6 +1,5 @@
 """What the audio tasks share: configuration checks and building datasets."""
 
-import inspect
 import logging
 import os
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._audio_model import STANDARD_EXTRACTOR, audio_masks, check_model, conv_spec
 from d2v_plugin.tasks._bad_file_reports import BadFileReports
 from d2v_plugin.tasks._fields import check_data, check_max_bad_files
+from d2v_plugin.tasks._forward import named_arguments
 from d2v_plugin.tasks._subsample import check_subsample, subsampled
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class AudioTaskMixin(BadFileReports):
         # A model from a checkpoint is for its own data, whatever this task was made for.
         if not from_checkpoint:
             check_model(model, audio_masks(self.cfg))
-        self.model_takes = frozenset(inspect.signature(model.forward).parameters)
+        self.model_takes = frozenset(named_arguments(model))
         self.conv_spec = conv_spec(model) or STANDARD_EXTRACTOR
         for dataset in self.counted.values():
             dataset.model_takes = self.model_takes

@@ -1,13 +1,11 @@
 """What the audio tasks and their model have to agree on: the frames, and the masks over them."""
 
-import inspect
-
 import torch
-from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 
 from d2v_plugin.data.audio.masks import AudioMasks
 from d2v_plugin.errors import UserError
 from d2v_plugin.modules.conv_spec import ConvSpec
+from d2v_plugin.tasks._masks import check_masks, mask_settings
 
 # the papers' feature extractor, assumed until a model with another one is built
 STANDARD_EXTRACTOR = ConvSpec.parse("[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2")
@@ -35,26 +33,7 @@ def audio_masks(cfg) -> AudioMasks | None:
     wanted = cfg.precompute_mask_config
     if wanted is None:
         return None
-    names = {
-        "spec": "feature_encoder_spec",
-        "prob": "mask_prob",
-        "length": "mask_length",
-        "adjust": "mask_prob_adjust",
-        "inverse": "inverse_mask",
-        "dropout": "mask_dropout",
-        "clones": "clone_batch",
-        "expand_adjacent": "expand_adjacent",
-        "non_overlapping": "non_overlapping",
-    }
-    values = {}
-    for ours, name in names.items():
-        try:
-            values[ours] = wanted[name]
-        except (InterpolationKeyError, InterpolationResolutionError):
-            raise UserError(
-                f"task.precompute_mask_config.{name} is to be the model's, and this model does not set it; "
-                "give it, or leave precompute_mask_config out"
-            ) from None
+    values = mask_settings(wanted, spec="feature_encoder_spec")
     return AudioMasks(**{**values, "spec": ConvSpec.parse(values["spec"])})
 
 
@@ -72,14 +51,7 @@ def check_model(model: torch.nn.Module, masks: AudioMasks | None) -> None:
         )
     if masks is None:
         return
-    parameters = inspect.signature(model.forward).parameters
-    if "precomputed_mask" not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-        raise UserError("this model draws its masks itself; remove task.precompute_mask_config")
-    clones = getattr(getattr(model, "cfg", None), "clone_batch", None)
-    if clones is not None and clones != masks.clones:
-        raise UserError(
-            f"task.precompute_mask_config.clone_batch={masks.clones} and model.clone_batch={clones}; make them the same"
-        )
+    check_masks(model, masks)
     spec = conv_spec(model)
     if spec is not None and [layer[1:] for layer in spec] != [layer[1:] for layer in masks.spec]:
         raise UserError(

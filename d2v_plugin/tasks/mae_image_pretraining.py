@@ -1,6 +1,5 @@
 """Task ``mae_image_pretraining``: images without labels, for data2vec 2.0 and for MAE, with upstream's fields."""
 
-import inspect
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -9,24 +8,23 @@ from typing import List, Optional
 import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
-from omegaconf import II, MISSING, OmegaConf
-from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
+from omegaconf import II, MISSING
 
 from d2v_plugin.data.images.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, BatchAugment
 from d2v_plugin.data.images.dataset import ImageDataset
 from d2v_plugin.data.images.geometry import CropRule
 from d2v_plugin.data.images.io import MAX_PIXELS
-from d2v_plugin.data.images.masks import ImageMasks, check_patches
 from d2v_plugin.data.images.source import KINDS, find_images
 from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._bad_file_reports import BadFileReports
 from d2v_plugin.tasks._fields import check_data, check_max_bad_files, train_subset
+from d2v_plugin.tasks._forward import named_arguments
+from d2v_plugin.tasks._image_model import check_model, image_masks
 from d2v_plugin.tasks._subsample import check_subsample, subsampled
 
 logger = logging.getLogger(__name__)
 
 JITTER = 0.4
-MODALITY = "IMAGE"
 
 
 @dataclass
@@ -124,38 +122,11 @@ class MaeImagePretrainingTask(BadFileReports, FairseqTask):
         model = super().build_model(model_cfg, from_checkpoint)
         # A model from a checkpoint is for its own images, whatever this task was made for.
         if not from_checkpoint:
-            self.check_model(model)
-        self.model_takes = frozenset(inspect.signature(model.forward).parameters)
+            check_model(self.cfg, model)
+        self.model_takes = frozenset(named_arguments(model))
         for dataset in self.counted.values():
             dataset.model_takes = self.model_takes
         return model
-
-    def check_model(self, model: torch.nn.Module) -> None:
-        """Refuse a model that does not take these images.
-
-        Raises:
-            UserError: no encoder for images, another name for its input, or another size.
-        """
-        encoders = getattr(model, "modality_encoders", None)
-        if encoders is not None and MODALITY not in encoders:
-            raise UserError(
-                f"the task reads images and the model has {', '.join(encoders)} only; "
-                f"set model.supported_modality={MODALITY}, or another task"
-            )
-        parameters = inspect.signature(model.forward).parameters
-        named = [name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        if self.cfg.key not in named and len(named) == len(parameters):
-            raise UserError(f"task.key={self.cfg.key}, and the model takes {', '.join(named)}; set task.key={named[0]}")
-        shape = encoders[MODALITY].modality_cfg if encoders is not None else getattr(model, "cfg", None)
-        size, patch = (getattr(shape, name, None) for name in ("input_size", "patch_size"))
-        if patch is not None:
-            check_patches(self.cfg.input_size, patch)
-        if size is not None and size != self.cfg.input_size:
-            field_name = "model.modalities.image.input_size" if encoders is not None else "model.input_size"
-            raise UserError(f"task.input_size={self.cfg.input_size} and {field_name}={size}; make them the same")
-        masks = image_masks(self.cfg)
-        if masks is not None:
-            check_masks(masks, model, patch, "precomputed_mask" in named or len(named) < len(parameters))
 
     def load_dataset(self, split: str, combine: bool = False, task_cfg: FairseqDataclass = None, **kwargs):
         cfg = task_cfg or self.cfg
@@ -236,51 +207,3 @@ def check_fields(cfg) -> None:
         if len(values) != 3 or (name == "std" and min(values) <= 0):
             positive = "positive " if name == "std" else ""
             raise UserError(f"task.normalization_{name} must be three {positive}numbers, got {list(values)}")
-
-
-def image_masks(cfg) -> Optional[ImageMasks]:
-    """What ``precompute_mask_config`` says, or None without one.
-
-    Raises:
-        UserError: a setting that is to be the model's and that the model lacks.
-    """
-    wanted = cfg.precompute_mask_config
-    if wanted is None:
-        return None
-    names = {
-        "patch_size": "patch_size",
-        "prob": "mask_prob",
-        "adjust": "mask_prob_adjust",
-        "length": "mask_length",
-        "inverse": "inverse_mask",
-        "dropout": "mask_dropout",
-        "clones": "clone_batch",
-        "expand_adjacent": "expand_adjacent",
-        "non_overlapping": "non_overlapping",
-    }
-    values = {}
-    for ours, name in names.items():
-        try:
-            values[ours] = wanted[name] if OmegaConf.is_config(wanted) else getattr(wanted, name)
-        except (InterpolationKeyError, InterpolationResolutionError):
-            raise UserError(
-                f"task.precompute_mask_config.{name} is to be the model's, and this model has none; "
-                "give it, or leave precompute_mask_config out"
-            ) from None
-    return ImageMasks(cfg.input_size, **values)
-
-
-def check_masks(masks: ImageMasks, model: torch.nn.Module, patch: Optional[int], taken: bool) -> None:
-    """Refuse masks that are not for this model.
-
-    Raises:
-        UserError: it takes none, or of another patch size or for another number of clones.
-    """
-    if not taken:
-        raise UserError("this model draws its masks itself; remove task.precompute_mask_config")
-    clones = getattr(getattr(model, "cfg", None), "clone_batch", None)
-    for name, ours, theirs in (("clone_batch", masks.clones, clones), ("patch_size", masks.patch_size, patch)):
-        if theirs is not None and ours != theirs:
-            raise UserError(
-                f"task.precompute_mask_config.{name}={ours} and the model's is {theirs}; leave it out, then it is that"
-            )

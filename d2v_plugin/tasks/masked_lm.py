@@ -1,6 +1,5 @@
 """Task ``d2v_masked_lm``: fairseq's ``masked_lm``, for which its configuration is a drop-in."""
 
-import inspect
 import logging
 import os
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from d2v_plugin.data.text.binary import open_tokens
 from d2v_plugin.data.text.pieces import read_symbols
 from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._fields import check_data, is_unset
+from d2v_plugin.tasks._forward import named_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class D2VMaskedLMTask(MaskedLMTask):
     def build_model(self, model_cfg, from_checkpoint: bool = False):
         check_model(self.cfg, model_cfg)
         model = super().build_model(model_cfg, from_checkpoint)
-        self.wants_source_lengths = "source_lengths" in inspect.signature(model.forward).parameters
+        self.wants_source_lengths = "source_lengths" in named_arguments(model)
         for dataset in self.datasets.values():
             if isinstance(dataset, TokenBatches):
                 dataset.source_lengths = self.wants_source_lengths

@@ -1,7 +1,6 @@
 """Task ``multimodal_pretraining``: audio, images and text in turn, in one training of one model."""
 
 import contextlib
-import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._audio_model import STANDARD_EXTRACTOR, conv_spec
 from d2v_plugin.tasks._bad_file_reports import log_bad_files
 from d2v_plugin.tasks._fields import train_subset
+from d2v_plugin.tasks._forward import named_arguments
+from d2v_plugin.tasks._image_model import check_model as check_image_model
 from d2v_plugin.tasks.audio_pretraining import D2VAudioPretrainingConfig, D2VAudioPretrainingTask
 from d2v_plugin.tasks.mae_image_pretraining import MaeImagePretrainingConfig, MaeImagePretrainingTask
 from d2v_plugin.tasks.masked_lm import D2VMaskedLMConfig, D2VMaskedLMTask
@@ -99,7 +100,7 @@ class MultimodalPretrainingTask(FairseqTask):
         model = super().build_model(model_cfg, from_checkpoint)
         if getattr(model, "modality_encoders", None) is None:
             raise UserError("task multimodal_pretraining is for model data2vec_multi; set model._name=data2vec_multi")
-        takes = frozenset(inspect.signature(model.forward).parameters)
+        takes = frozenset(named_arguments(model))
         if self.audio_task is not None:
             self.audio_task.model_takes = takes
             self.audio_task.conv_spec = conv_spec(model) or STANDARD_EXTRACTOR
@@ -107,7 +108,7 @@ class MultimodalPretrainingTask(FairseqTask):
             self.image_task.model_takes = takes
             if not from_checkpoint:
                 with _of("image"):
-                    self.image_task.check_model(model)
+                    check_image_model(self.cfg.image, model)
         if self.text_task is not None:
             self.text_task.wants_source_lengths = "source_lengths" in takes
         return model

@@ -303,7 +303,7 @@ def test_no_masks_unless_asked_for(labelled):
 @pytest.mark.parametrize(
     ("model", "change", "part"),
     [
-        (TakesMasks(), {"clone_batch": 4}, "clone_batch=4 and model.clone_batch=3; make them the same"),
+        (TakesMasks(), {"clone_batch": 4}, "clone_batch=4 and the model's is 3; leave it out"),
         (TakesMasks("[(8, 400, 320)]"), {}, "different numbers of frames; leave it out"),
         (TakesMasks(modality="IMAGE"), {}, "the task reads audio and the model has IMAGE only"),
         (TakesLengths(), {}, "this model draws its masks itself; remove task.precompute_mask_config"),
