@@ -41,6 +41,8 @@ def spread(x, max_rows=1024):
     Source: Roy and Vetterli, The effective rank, EUSIPCO 2007.
     """
     rows = x.detach().reshape(-1, x.shape[-1])
+    if len(rows) == 0:  # a batch of nothing but padding
+        return rows.new_zeros((), dtype=torch.float32), rows.new_ones((), dtype=torch.float32)
     rows = rows[:: math.ceil(rows.shape[0] / max_rows)].float()
     rows = rows - rows.mean(0)
     p = torch.linalg.svdvals(rows)

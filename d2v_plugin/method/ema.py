@@ -44,6 +44,7 @@ class EMATeacher:
         self.fp32 = {k: _as_fp32(v) for k, v in self.model.state_dict().items()}
         self.decay = None
         self.updates = 0
+        self._norms = None, {}
         self._plan = self._stale = None
 
     @property
@@ -67,11 +68,17 @@ class EMATeacher:
 
     @torch.no_grad()
     def norms(self):
-        """``model_norm`` and ``ema_norm``: l2 norms of what was averaged last, student's and teacher's; 0-d tensors."""
+        """``model_norm`` and ``ema_norm``: l2 norms of what is averaged, student's and teacher's; 0-d tensors.
+
+        Taken once per update; empty before the first.
+        """
         if self._plan is None or not self._plan.averaged:
             return {}
-        sides = {"model_norm": self._plan.towards, "ema_norm": self._plan.averaged}
-        return {k: torch.stack([n.float() for n in torch._foreach_norm(v)]).norm() for k, v in sides.items()}
+        if self._norms[0] != self.updates:
+            sides = {"model_norm": self._plan.towards, "ema_norm": self._plan.averaged}
+            norms = {k: torch.stack([n.float() for n in torch._foreach_norm(v)]).norm() for k, v in sides.items()}
+            self._norms = self.updates, norms
+        return self._norms[1]
 
     def _write_back(self):
         """Refresh the half-precision copy that runs; in fp32 the two are the same tensors."""
@@ -110,13 +117,15 @@ class EMATeacher:
 
     def apply(self, fn):
         """Forward ``module._apply(fn)`` (``.to``, ``.half``, ``.cuda``); the averages stay in fp32."""
+        # a rounding fn must not reach the averages, which in fp32 are the tensors that run
+        averages = {k: v.clone() for k, v in self.fp32.items()}
         self.model._apply(fn)
         if self._runs_in_fp32:
             self.model.float()
-        running = self.model.state_dict()
-        self.fp32 = {
-            k: running[k] if running[k].dtype == v.dtype else v.to(running[k].device) for k, v in self.fp32.items()
-        }
+        self.fp32 = {}
+        for k, running in self.model.state_dict().items():
+            same = running.dtype == averages[k].dtype
+            self.fp32[k] = running.copy_(averages[k]) if same else averages[k].to(running.device)
         self._plan = self._stale = None
 
 

@@ -22,13 +22,14 @@ class Masked:
     rows: torch.Tensor
 
     @classmethod
-    def of(cls, mask, count=None, kept_share=0.0):
+    def of(cls, mask, count=None, kept_share=0.0, draws=None):
         """Read a mask.
 
         Args:
             mask: (R, T) bool or 0/1 numbers.
             count: masked positions in every row. Without it they are counted, which reads the device.
-            kept_share: share of the masked positions that stay in the encoder's input, drawn at random.
+            kept_share: share of the masked positions that stay in the encoder's input, picked at random.
+            draws: ``SampleDraws`` or ``GeneratorDraws`` of the R rows, for which ones; with ``kept_share`` only.
         Raises:
             UserError: rows with different counts, all positions masked or none.
         """
@@ -49,7 +50,7 @@ class Masked:
             )
         key = mask.float()
         if kept_share > 0:
-            key = key + key * torch.rand_like(key)
+            key = key + key * draws.uniform("keep", T)
         order = torch.argsort(key, dim=1, stable=True)
         keep = order[:, : T - count + round(count * kept_share)]
         masked = order[:, T - count :]
@@ -80,7 +81,7 @@ class Masked:
 
 
 def gather_clones(x, masked, clones):
-    """Kept positions of the M clones of each sample, without making the clones.
+    """Kept positions of the M clones of each sample, read from the one copy of its features.
 
     Args:
         x: (B, T, C).

@@ -8,12 +8,13 @@ from d2v_plugin.errors import UserError
 from d2v_plugin.modalities.base import ModalityEncoder
 from d2v_plugin.modalities.config import ModalityConfig
 from d2v_plugin.modalities.registry import register_modality
-from d2v_plugin.modules.conv_blocks import ConvNormGelu
 from d2v_plugin.modules.conv_spec import ConvSpec
 from d2v_plugin.modules.feature_extractor import ConvFeatureExtractor
 from d2v_plugin.modules.mel_init import mel_init_
 from d2v_plugin.modules.norms import TransposeLast
 from d2v_plugin.modules.padding import frame_padding_mask
+from d2v_plugin.modules.positions import position_blocks
+from d2v_plugin.ranges import check_amounts
 
 
 @dataclass
@@ -40,11 +41,12 @@ class AudioEncoder(ModalityEncoder):
     config = AudioConfig
 
     def __init__(self, cfg, factory, task=None):
-        self_spec = ConvSpec.parse(cfg.feature_encoder_spec)
-        extracted, channels = self_spec[-1][0], factory.channels
+        spec = ConvSpec.parse(cfg.feature_encoder_spec, "model.modalities.audio.feature_encoder_spec")
+        extracted, channels = spec[-1][0], factory.channels
+        check_amounts("model.modalities.audio", cfg, ("conv_pos_width", "conv_pos_groups", "conv_pos_depth"), low=1)
         if channels % cfg.conv_pos_groups:
             raise UserError(f"conv_pos_groups {cfg.conv_pos_groups} must divide embed_dim, which is {channels}")
-        extractor = ConvFeatureExtractor(self_spec, cfg.extractor_mode)
+        extractor = ConvFeatureExtractor(spec, cfg.extractor_mode)
         if cfg.conv_init not in ("random", "mel"):
             raise UserError(f"conv_init must be random or mel, got {cfg.conv_init!r}")
         if cfg.conv_init == "mel":
@@ -57,7 +59,7 @@ class AudioEncoder(ModalityEncoder):
             relative_positions=_positions(cfg, channels),
             decoder=factory.conv_decoder(cfg.decoder),
         )
-        self.conv_spec = self_spec
+        self.conv_spec = spec
 
     def frame_padding(self, T, padding_mask, source_lengths, device):
         return frame_padding_mask(self.conv_spec, T, padding_mask, source_lengths, device)
@@ -69,7 +71,6 @@ class AudioEncoder(ModalityEncoder):
 
 def _positions(cfg, channels):
     """(B, T, C) -> (B, T, C): ``conv_pos_depth`` convolutions that see ``conv_pos_width`` frames together."""
-    kernel = max(3, cfg.conv_pos_width // max(1, cfg.conv_pos_depth))
-    convolutions = [ConvNormGelu(channels, channels, kernel, cfg.conv_pos_groups) for _ in range(cfg.conv_pos_depth)]
+    convolutions = position_blocks(channels, cfg.conv_pos_width, cfg.conv_pos_groups, cfg.conv_pos_depth)
     positions = nn.Sequential(TransposeLast(), *convolutions, TransposeLast())
     return nn.Sequential(nn.LayerNorm(channels), positions) if cfg.conv_pos_pre_ln else positions

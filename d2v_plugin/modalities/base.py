@@ -33,10 +33,11 @@ import torch.nn.functional as F
 
 from d2v_plugin.errors import UserError
 from d2v_plugin.method.kept import Masked, gather_clones
-from d2v_plugin.method.masking import GeneratorDraws, random_mask, random_masked_count, same_count, span_mask
+from d2v_plugin.method.masking import random_mask, random_masked_count, same_count, span_mask
 from d2v_plugin.modalities.config import ModalityConfig, validate_modality
 from d2v_plugin.modules.grad import scale_gradient
 from d2v_plugin.modules.position_bias import PositionBias, alibi_slopes, grid_coordinates
+from d2v_plugin.randomness import DrawStream
 
 
 @dataclass
@@ -105,6 +106,8 @@ class ModalityEncoder(nn.Module):
         self.relative_positional_encoder = relative_positions
         self.context_encoder = factory.prenet(cfg, self.modality)
         self.decoder = decoder
+        self.channels = factory.channels
+        self._prob_draws = DrawStream(f"mask_prob:{self.modality}")
         self.alibi_scale = self.alibi_bias = None
         if cfg.use_alibi_encoder:
             self._make_alibi(cfg)
@@ -114,10 +117,11 @@ class ModalityEncoder(nn.Module):
         heads = cfg.num_alibi_heads if cfg.learned_alibi_scale_per_head else 1
         scale = torch.full((layers, 1, heads, 1, 1), float(cfg.alibi_scale))
         self.alibi_scale = nn.Parameter(scale, requires_grad=cfg.learned_alibi_scale)
-        self.register_buffer("_slopes", alibi_slopes(cfg.num_alibi_heads), persistent=False)
+        # As integers, which .half() leaves alone: distances are counted in fp32.
+        self.register_buffer("_slope_bits", alibi_slopes(cfg.num_alibi_heads).view(torch.int32), persistent=False)
         if cfg.learned_alibi:
             at = torch.arange(cfg.alibi_max_pos)[None]
-            start = PositionBias(at, self._coordinates(cfg.alibi_max_pos), self._slopes, self.alibi_distance)
+            start = PositionBias(at, self._coordinates(cfg.alibi_max_pos), self._slopes(), self.alibi_distance)
             self.alibi_bias = nn.Parameter(start.dense())
 
     # -- what modalities may do their own way ----------------------------------------------------
@@ -139,10 +143,11 @@ class ModalityEncoder(nn.Module):
 
         Args:
             draws: ``SampleDraws`` or ``GeneratorDraws``.
-            lengths: host integers, positions of each row that are not padding, or None when all are.
+            lengths: host integers, positions of each row that are not padding, or None when all are. Spans stay
+                within them; with ``inverse_mask`` padding is therefore masked and predicted, as upstream does.
         """
         cfg = self.modality_cfg
-        prob = self._mask_prob(draws)
+        prob = self._mask_prob()
         if cfg.mask_length == 1:
             return random_mask(draws, T, prob), random_masked_count(T, prob)
         mask = span_mask(
@@ -209,9 +214,23 @@ class ModalityEncoder(nn.Module):
         if masked_count is None:
             # fairseq's audio task crops masks along with the recordings, so their rows differ by a few frames
             mask, masked_count = same_count(mask, draws)
-        return Masked.of(mask, masked_count, cfg.keep_masked_pct)
+        return Masked.of(mask, masked_count, cfg.keep_masked_pct, draws)
 
-    def contextualize(self, local, padding_mask=None, masked=None, clones=1, remove_masked=False):
+    def draw_channels(self, draws):
+        """(R, C) bool, channels that are zero in a masked input (``mask_channel_prob``); None where there are none."""
+        cfg = self.modality_cfg
+        if cfg.mask_channel_prob <= 0:
+            return None
+        return span_mask(
+            [self.channels] * draws.rows,
+            self.channels,
+            prob=cfg.mask_channel_prob,
+            span=cfg.mask_channel_length,
+            draws=draws,
+            name="mask_channel",
+        )
+
+    def contextualize(self, local, padding_mask=None, masked=None, clones=1, remove_masked=False, channels=None):
         """Positions, masks, extra tokens and prenet.
 
         Args:
@@ -220,17 +239,21 @@ class ModalityEncoder(nn.Module):
             masked: ``Masked`` of B * M rows, or None to use every position.
             clones: M.
             remove_masked: only kept positions go on; else masked ones are zeros or noise.
+            channels: (R, C) bool, channels to set to zero wherever masked input is read.
         Returns:
             ``Context``.
         """
         x = local if self.fixed_positional_encoder is None else local + self.fixed_positional_encoder()
         T = x.shape[1]
         if masked is None:
-            x = x if self.relative_positional_encoder is None else x + self.relative_positional_encoder(x)
+            x = self._with_positions(_without(x, channels))
         else:
             if padding_mask is not None and clones > 1:
                 padding_mask = padding_mask.repeat_interleave(clones, 0)
-            x = self._kept(x, masked, clones) if remove_masked else self._hidden(x, masked, clones)
+            if remove_masked:
+                x = self._kept(x, masked, clones, channels)
+            else:
+                x = self._with_positions(self._hide(x, masked, clones, channels))
             if remove_masked and padding_mask is not None:
                 padding_mask = masked.gather(padding_mask)
         if padding_mask is not None:
@@ -244,45 +267,36 @@ class ModalityEncoder(nn.Module):
             padding_mask = None if padding_mask is None else F.pad(padding_mask, (extra, 0))
         return Context(self.context_encoder(x, padding_mask, bias_of), padding_mask, bias_of)
 
-    def _kept(self, x, masked, clones):
+    def _with_positions(self, x):
+        return x if self.relative_positional_encoder is None else x + self.relative_positional_encoder(x)
+
+    def _kept(self, x, masked, clones, channels):
         if self.relative_positional_encoder is None:
             return gather_clones(x, masked, clones)
         # Relative positions come from convolutions, which must not see what is masked.
-        positions = self.relative_positional_encoder(self._hide(x.repeat_interleave(clones, 0), masked))
+        positions = self.relative_positional_encoder(self._hide(x, masked, clones, channels))
         return gather_clones(x, masked, clones) + masked.gather(positions)
 
-    def _hidden(self, x, masked, clones):
-        x = self._hide(x.repeat_interleave(clones, 0), masked)
-        return x if self.relative_positional_encoder is None else x + self.relative_positional_encoder(x)
-
-    def _hide(self, x, masked):
-        """Zeros (or noise) at masked positions, zeros in masked channels."""
-        cfg = self.modality_cfg
+    def _hide(self, x, masked, clones, channels):
+        """The clones of each sample with zeros (or noise) at masked positions and in masked channels."""
+        cfg, x = self.modality_cfg, x.repeat_interleave(clones, 0)
         if cfg.encoder_zero_mask:
             x = x.masked_fill(masked.mask.unsqueeze(-1), 0)
         else:
             x = torch.where(masked.mask.unsqueeze(-1), torch.randn_like(x) * cfg.mask_noise_std, x)
-        if cfg.mask_channel_prob > 0:
-            rows, _, channels = x.shape
-            drawn = span_mask(
-                [channels] * rows,
-                channels,
-                prob=cfg.mask_channel_prob,
-                span=cfg.mask_channel_length,
-                draws=GeneratorDraws(None, rows),
-                name="mask_channel",
-            )
-            x = x.masked_fill(drawn.to(x.device, non_blocking=True).unsqueeze(1), 0)
-        return x
+        return _without(x, channels)
 
-    def _mask_prob(self, draws):
-        """``mask_prob``, or one number for the batch between ``mask_prob_min`` and it."""
+    def _mask_prob(self):
+        """``mask_prob``, or a number between ``mask_prob_min`` and it: one for all, by seed and update."""
         low, high = self.modality_cfg.mask_prob_min, self.modality_cfg.mask_prob
         if low is None or not 0 <= low < high:
             return high
-        return low + (high - low) * float(draws.uniform("mask_prob", 1)[0, 0])
+        return low + (high - low) * float(torch.rand((), generator=self._prob_draws.generator()))
 
     # -- ALiBi -----------------------------------------------------------------------------------
+
+    def _slopes(self):
+        return self._slope_bits.view(torch.float32)
 
     def _coordinates(self, T, device=None):
         return grid_coordinates(T, self.alibi_dims, device)
@@ -296,7 +310,7 @@ class ModalityEncoder(nn.Module):
         if self.alibi_bias is not None:
             bias = PositionBias(positions, table=self.alibi_bias[0])
         else:
-            bias = PositionBias(positions, self._coordinates(T, device), self._slopes, self.alibi_distance)
+            bias = PositionBias(positions, self._coordinates(T, device), self._slopes(), self.alibi_distance)
         scale = self.alibi_scale.clamp_min(0)
         return lambda block: bias.scaled(scale[block if len(scale) > 1 else 0])
 
@@ -343,6 +357,11 @@ class ModalityEncoder(nn.Module):
         if key in state_dict and state_dict[key].dim() == 4:
             state_dict[key] = state_dict[key].unsqueeze(0)
         return state_dict
+
+
+def _without(x, channels):
+    """(R, T, C) with the masked channels (R, C) at zero."""
+    return x if channels is None else x.masked_fill(channels.unsqueeze(1), 0)
 
 
 def _extra_tokens(cfg, channels):

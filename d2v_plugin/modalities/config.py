@@ -1,11 +1,11 @@
 """Settings that all modalities have, and those of the decoders. Names and defaults are upstream's."""
 
-import math
 from dataclasses import dataclass, field
 
 from omegaconf import II
 
 from d2v_plugin.errors import UserError
+from d2v_plugin.ranges import check_amounts, check_rates, check_shares
 
 
 @dataclass
@@ -76,21 +76,23 @@ class ModalityConfig:
     decoder: DecoderConfig | None = field(default_factory=DecoderConfig)
 
 
-SHARES = ("prenet_layerdrop", "prenet_dropout", "start_drop_path_rate", "end_drop_path_rate", "mask_prob")
-SHARES += ("keep_masked_pct", "mask_dropout", "mask_channel_prob")
-COUNTS = {"mask_length": 1, "mask_channel_length": 1, "prenet_depth": 0, "num_extra_tokens": 0, "mask_noise_std": 0}
-COUNTS |= {"local_grad_mult": 0}
+SHARES = ("prenet_layerdrop", "prenet_dropout", "mask_prob", "keep_masked_pct", "mask_dropout", "mask_channel_prob")
+RATES = ("start_drop_path_rate", "end_drop_path_rate")
+COUNTS = ("mask_length", "mask_channel_length")
+AMOUNTS = ("prenet_depth", "num_extra_tokens", "mask_noise_std", "local_grad_mult")
+DECODER_COUNTS = ("decoder_dim", "decoder_groups", "decoder_kernel", "decoder_layers", "projection_layers")
 
 
 def validate_modality(name, cfg):
     """Refuse values that cannot work. Raises ``UserError``."""
     where = f"model.modalities.{name.lower()}"
-    for key in SHARES:
-        if not 0 <= getattr(cfg, key) <= 1:
-            raise UserError(f"{where}.{key} must be between 0 and 1, got {getattr(cfg, key)}")
-    for key, low in COUNTS.items():
-        if not low <= getattr(cfg, key) < math.inf:
-            raise UserError(f"{where}.{key} must be at least {low}, got {getattr(cfg, key)}")
+    check_shares(where, cfg, SHARES)
+    check_rates(where, cfg, RATES)
+    check_amounts(where, cfg, COUNTS, low=1)
+    check_amounts(where, cfg, AMOUNTS)
+    if cfg.decoder is not None:
+        check_shares(f"{where}.decoder", cfg.decoder, ("input_dropout",))
+        check_amounts(f"{where}.decoder", cfg.decoder, DECODER_COUNTS, low=1)
     if cfg.decoder is not None and cfg.decoder.final_layer_norm:
         raise UserError(f"{where}.decoder.final_layer_norm is in no published code of data2vec; set it to false")
     if cfg.learned_alibi and cfg.use_alibi_encoder and not cfg.alibi_max_pos:

@@ -1,5 +1,6 @@
 """Images: patches with fixed 2-D positions, masked in blocks."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -42,6 +43,8 @@ class ImageEncoder(ModalityEncoder):
         self.alibi_dims, self.alibi_distance = cfg.alibi_dims, cfg.alibi_distance
         if cfg.alibi_distance not in DISTANCES:
             raise UserError(f"alibi_distance must be one of {', '.join(DISTANCES)}, got {cfg.alibi_distance!r}")
+        if cfg.use_alibi_encoder and cfg.learned_alibi and cfg.alibi_dims == 2:
+            _check_table(cfg.alibi_max_pos)
         patches = PatchEmbed(cfg.input_size, cfg.patch_size, cfg.in_chans, cfg.embed_dim)
         side = patches.side
         if cfg.embed_dim != factory.channels:
@@ -90,6 +93,11 @@ class ImageEncoder(ModalityEncoder):
             memory = memory + masked.gather(positions)
         at = (masked.rows % masked.mask.shape[1]).view(len(masked.mask), -1, 1)
         return decoder(positions.gather(1, at.expand(-1, -1, positions.shape[-1])), memory)
+
+
+def _check_table(positions):
+    if positions and math.isqrt(positions) ** 2 != positions:
+        raise UserError(f"alibi_max_pos must be a square number with alibi_dims 2, got {positions}")
 
 
 def _decoder(cfg, factory, side):

@@ -1,6 +1,5 @@
 """Configuration of ``data2vec_audio``: upstream's fields, ours, and what each may hold."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -8,6 +7,7 @@ from fairseq.models.wav2vec import Wav2Vec2Config
 from omegaconf import II
 
 from d2v_plugin.errors import UserError
+from d2v_plugin.ranges import check_amounts, check_shares
 
 
 @dataclass
@@ -54,7 +54,6 @@ SHARES = ("mask_prob", "mask_channel_prob", "mask_dropout", "dropout", "attentio
 SHARES += ("dropout_input", "encoder_layerdrop", "ema_decay", "ema_end_decay")
 COUNTS = ("mask_length", "mask_channel_length", "conv_pos", "conv_pos_groups", "watch_interval")
 AMOUNTS = ("loss_beta", "mask_other", "mask_min_space", "min_target_var", "min_pred_var", "feature_grad_mult")
-RANGES = ((0, 1, SHARES), (1, math.inf, COUNTS), (0, math.inf, AMOUNTS))
 
 
 def validate(cfg):
@@ -73,12 +72,9 @@ def validate(cfg):
         )
     if cfg.conv_init not in ("random", "mel"):
         raise UserError(f"conv_init must be random or mel, got {cfg.conv_init!r}")
-    for low, high, keys in RANGES:
-        for key in keys:
-            value = getattr(cfg, key)
-            if not low <= value <= high:
-                bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-                raise UserError(f"model.{key} must be {bounds}, got {value}")
+    check_shares("model", cfg, SHARES)
+    check_amounts("model", cfg, COUNTS, low=1)
+    check_amounts("model", cfg, AMOUNTS)
     if cfg.encoder_embed_dim % cfg.encoder_attention_heads:
         raise UserError(
             f"encoder_embed_dim {cfg.encoder_embed_dim} is not a multiple of encoder_attention_heads "

@@ -8,7 +8,7 @@ from d2v_plugin.errors import UserError
 from d2v_plugin.method.collapse import CollapseWatch
 from d2v_plugin.method.distillation import SelfDistillation
 from d2v_plugin.method.ema import EMATeacher
-from d2v_plugin.method.masking import GeneratorDraws, SampleDraws
+from d2v_plugin.method.masking import MaskSource
 from d2v_plugin.method.regression import loss_scale, over_all_ranks, regression_loss
 from d2v_plugin.method.targets import TargetRecipe
 from d2v_plugin.modalities import encoder_class, modality_name
@@ -17,7 +17,6 @@ from d2v_plugin.models.data2vec_multi_config import Data2VecMultiConfig, validat
 from d2v_plugin.modules.blocks import LayerDrop
 from d2v_plugin.modules.decoders import ConvDecoder
 from d2v_plugin.modules.init import bert_init, xavier_init
-from d2v_plugin.randomness import DrawStream, data_rank
 
 UPSTREAM_MODALITIES = ("AUDIO", "IMAGE", "TEXT")
 
@@ -64,7 +63,7 @@ class Data2VecMultiModel(SelfDistillation, BaseFairseqModel):
         self.layerdrop = LayerDrop(cfg.layerdrop, "layerdrop")
         self.target_recipe = TargetRecipe.from_config(cfg)
         self.watch = CollapseWatch(cfg.min_target_var, cfg.min_pred_var, cfg.collapse_guard_updates, cfg.watch_interval)
-        self._mask_draws = None
+        self.mask_source = MaskSource(cfg.seed)
 
     @classmethod
     def build_model(cls, cfg, task=None):
@@ -154,18 +153,20 @@ class Data2VecMultiModel(SelfDistillation, BaseFairseqModel):
         clones = 1 if features_only else self.cfg.clone_batch
         local = encoder.local_features(source)
         B, T, _ = local.shape
+        padding_mask = _checked_padding(padding_mask, source)
         padding_mask, lengths = encoder.frame_padding(T, padding_mask, source_lengths, local.device)
-        masked = None
+        masked = channels = None
         if mask:
-            draws = self._draws(id, B, clones, local.device)
+            draws = self.mask_source.draws(id, B * clones, self.num_updates, local.device)
             masked = encoder.make_masked(local, clones, draws, padding_mask, lengths, precomputed_mask, masked_count)
+            channels = encoder.draw_channels(draws)
         removed = masked is not None and (not features_only or force_remove_masked)
-        context = encoder.contextualize(local, padding_mask, masked, clones if masked is not None else 1, removed)
+        if masked is None and not features_only:
+            raise UserError("pre-training needs masked positions: set the modality's mask_prob above 0, mask=True")
+        context = encoder.contextualize(local, padding_mask, masked, clones, removed, channels)
         x, layer_results = self._shared_blocks(context, encoder, collect=features_only)
         if features_only:
             return _features(x, context.padding_mask, layer_results, masked, encoder, remove_extra_tokens)
-        if masked is None:
-            raise UserError("pre-training needs masked positions: set the modality's mask_prob above 0, mask=True")
         if self.ema is None:
             raise UserError("this model has no teacher (skip_ema, or a fine-tuned one); call with features_only=True")
 
@@ -196,13 +197,6 @@ class Data2VecMultiModel(SelfDistillation, BaseFairseqModel):
             )
         return self.modality_encoders[mode], mode
 
-    def _draws(self, ids, B, clones, device):
-        if ids is not None:
-            return SampleDraws(self.cfg.seed, self.num_updates, ids, clones, device)
-        if self._mask_draws is None:
-            self._mask_draws = DrawStream("mask", data_rank())
-        return GeneratorDraws(self._mask_draws.generator(), B * clones, device)
-
     def _shared_blocks(self, context, encoder, collect):
         x, results = self.dropout_input(context.x), []
         skipped = self.layerdrop.skipped(len(self.blocks), self.training)
@@ -216,20 +210,21 @@ class Data2VecMultiModel(SelfDistillation, BaseFairseqModel):
     @torch.no_grad()
     def _teacher_layers(self, encoder, mode, local, padding_mask, source, target):
         """The K top layers of the teacher on the whole input, without extra tokens, (B, T, C) each; its padding."""
-        teacher = self.ema.model
+        teacher, dtype = self.ema.model, self.ema.dtype
         if self.cfg.ema_encoder_only:
             blocks = teacher
         else:
-            blocks, encoder = teacher.blocks, teacher.modality_encoders[mode]
+            blocks, encoder, local = teacher.blocks, teacher.modality_encoders[mode], local.to(dtype)
         if encoder.modality_cfg.ema_local_encoder and not self.cfg.ema_encoder_only:
-            local = encoder.local_features(source if target is None else target)
+            seen = source if target is None else target
+            local = encoder.local_features(seen.to(dtype) if seen.is_floating_point() else seen)
         elif target is not None:
             raise UserError(
                 "a target of its own (task.target_transform) needs a teacher that reads raw input: set "
                 f"model.ema_encoder_only to false and model.modalities.{mode.lower()}.ema_local_encoder to true"
             )
-        context = encoder.contextualize(local.to(self.ema.dtype), padding_mask)
-        x, layers, extra = context.x, [], encoder.modality_cfg.num_extra_tokens
+        context = encoder.contextualize(local, padding_mask)
+        x, layers, extra = context.x.to(dtype), [], encoder.modality_cfg.num_extra_tokens
         for i, block in enumerate(blocks):
             x, result = block(x, context.padding_mask, _bias(context, encoder, i))
             if i >= len(blocks) - self.cfg.average_top_k_layers:
@@ -289,6 +284,17 @@ class Data2VecMultiModel(SelfDistillation, BaseFairseqModel):
             features_only=True,
             remove_extra_tokens=remove_extra_tokens,
         )
+
+
+def _checked_padding(padding_mask, source):
+    """As bool. Raises ``UserError`` where it is not one of (B, T) waveforms or tokens."""
+    if padding_mask is None:
+        return None
+    if source.dim() == 2 and padding_mask.shape != source.shape:
+        raise UserError(
+            f"padding_mask must have the shape of source, {tuple(source.shape)}, got {tuple(padding_mask.shape)}"
+        )
+    return padding_mask.bool()
 
 
 def _bias(context, encoder, block):

@@ -1,6 +1,5 @@
 """Configuration of ``data2vec_multi``: upstream's tree, ours, and what each field may hold."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -10,6 +9,7 @@ from omegaconf import II
 from d2v_plugin.errors import UserError
 from d2v_plugin.modalities import encoder_class, modalities_config
 from d2v_plugin.modalities.config import DecoderConfig
+from d2v_plugin.ranges import check_amounts, check_range, check_rates, check_shares
 
 
 @dataclass
@@ -85,20 +85,18 @@ class Data2VecMultiConfig(FairseqDataclass):
 
 
 SHARES = ("encoder_dropout", "post_mlp_drop", "attention_dropout", "activation_dropout", "dropout_input", "layerdrop")
-SHARES += ("start_drop_path_rate", "end_drop_path_rate", "ema_decay", "ema_end_decay")
+SHARES += ("ema_decay", "ema_end_decay")
+RATES = ("start_drop_path_rate", "end_drop_path_rate")
 COUNTS = ("depth", "num_heads", "embed_dim", "clone_batch", "watch_interval")
 AMOUNTS = ("loss_beta", "min_target_var", "min_pred_var", "cls_loss", "recon_loss", "d2v_loss", "mlp_ratio")
-RANGES = ((0, 1, SHARES), (1, math.inf, COUNTS), (0, math.inf, AMOUNTS))
 
 
 def validate(cfg, modalities):
     """Refuse values that cannot work, before anything is built. Raises ``UserError``."""
-    for low, high, keys in RANGES:
-        for key in keys:
-            value = getattr(cfg, key)
-            if not low <= value <= high:
-                bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-                raise UserError(f"model.{key} must be {bounds}, got {value}")
+    check_shares("model", cfg, SHARES)
+    check_rates("model", cfg, RATES)
+    check_amounts("model", cfg, COUNTS, low=1)
+    check_amounts("model", cfg, AMOUNTS)
     if not 1 <= cfg.average_top_k_layers <= cfg.depth:
         raise UserError(
             f"average_top_k_layers {cfg.average_top_k_layers} must lie between 1 and depth, which is {cfg.depth}"
@@ -110,12 +108,16 @@ def validate(cfg, modalities):
         settings = getattr(cfg.modalities, name.lower(), None)
         if settings is None:
             raise UserError(f"model.modalities has no settings for {name}; add model.modalities.{name.lower()}")
+        if settings.use_alibi_encoder:
+            check_range(f"model.modalities.{name.lower()}.num_alibi_heads", settings.num_alibi_heads, 1, cfg.num_heads)
         _validate_losses(cfg, name, settings)
 
 
 def _validate_losses(cfg, name, settings):
     if cfg.skip_ema:
         return
+    if cfg.d2v_loss == cfg.cls_loss == cfg.recon_loss == 0:
+        raise UserError("d2v_loss, cls_loss and recon_loss are all 0, so nothing would be learned; set one above 0")
     if settings.decoder is None and cfg.shared_decoder is None:
         raise UserError(f"modality {name} has no decoder; set its decoder, or model.shared_decoder")
     if cfg.cls_loss > 0 and settings.num_extra_tokens < 1:

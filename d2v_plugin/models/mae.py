@@ -13,14 +13,13 @@ from omegaconf import II
 
 from d2v_plugin.errors import UserError
 from d2v_plugin.method.kept import Masked
-from d2v_plugin.method.masking import GeneratorDraws, SampleDraws, random_mask, random_masked_count
+from d2v_plugin.method.masking import MaskSource, random_mask, random_masked_count
 from d2v_plugin.method.regression import regression_loss
 from d2v_plugin.modules.attention import FusedSelfAttention
 from d2v_plugin.modules.blocks import Mlp
 from d2v_plugin.modules.drop_path import DropPath
 from d2v_plugin.modules.init import xavier_init
 from d2v_plugin.modules.patches import PatchEmbed, normalised_patches, patchify, sincos_positions, unpatchify
-from d2v_plugin.randomness import DrawStream, data_rank
 
 # Fields for other blocks, none of which upstream's own code can run: they import a package it does not ship, pass
 # arguments that the class does not take, or return a pair where a tensor is expected.
@@ -117,7 +116,7 @@ class MaeModel(BaseFairseqModel):
         for name, parameter in self.named_parameters():
             parameter.param_group = "no_decay" if parameter.dim() == 1 or name.endswith(".bias") else "with_decay"
         self.num_updates = 0
-        self._mask_draws = None
+        self.mask_source = MaskSource(cfg.seed)
 
     @classmethod
     def build_model(cls, cfg, task=None):
@@ -148,7 +147,8 @@ class MaeModel(BaseFairseqModel):
             return self._encode(patches)
         B, L, _ = patches.shape
         if precomputed_mask is None:
-            precomputed_mask = random_mask(self._draws(id, B, patches.device), L, self.cfg.mask_ratio)
+            draws = self.mask_source.draws(id, B, self.num_updates, patches.device)
+            precomputed_mask = random_mask(draws, L, self.cfg.mask_ratio)
             masked_count = random_masked_count(L, self.cfg.mask_ratio)
         masked = Masked.of(precomputed_mask, masked_count)
         pred = self._decode(self._encode(masked.gather(patches)), masked)
@@ -164,13 +164,6 @@ class MaeModel(BaseFairseqModel):
             "target_var": regression.target_std,
             "pred_var": regression.pred_std,
         }
-
-    def _draws(self, ids, B, device):
-        if ids is not None:
-            return SampleDraws(self.cfg.seed, self.num_updates, ids, device=device)
-        if self._mask_draws is None:
-            self._mask_draws = DrawStream("mask", data_rank())
-        return GeneratorDraws(self._mask_draws.generator(), B, device)
 
     def _encode(self, x):
         if self.cls_token is not None:
@@ -216,10 +209,12 @@ def _validate(cfg):
     on = [name for name in NOT_BUILT if getattr(cfg, name)]
     if on:
         raise UserError(f"model.{on[0]} is not supported (upstream's own code cannot run it either); set it to false")
-    for heads, width in (("num_heads", "embed_dim"), ("decoder_num_heads", "decoder_embed_dim")):
+    decoder_width = "embed_dim" if cfg.no_decoder_embed else "decoder_embed_dim"
+    for heads, width in (("num_heads", "embed_dim"), ("decoder_num_heads", decoder_width)):
         if getattr(cfg, width) % getattr(cfg, heads):
             raise UserError(f"{width} {getattr(cfg, width)} is not a multiple of {heads} {getattr(cfg, heads)}")
-    if cfg.no_decoder_embed and cfg.decoder_num_heads and cfg.embed_dim % cfg.decoder_num_heads:
-        raise UserError(f"embed_dim {cfg.embed_dim} is not a multiple of decoder_num_heads {cfg.decoder_num_heads}")
-    if not 0 < cfg.mask_ratio < 1:
-        raise UserError(f"model.mask_ratio must lie between 0 and 1, got {cfg.mask_ratio}")
+    patches = (cfg.input_size // max(cfg.patch_size, 1)) ** 2
+    if not 0 < int(patches * (1 - cfg.mask_ratio)) < patches:
+        raise UserError(
+            f"model.mask_ratio {cfg.mask_ratio} leaves nothing or everything of {patches} patches; 0.75 is usual"
+        )

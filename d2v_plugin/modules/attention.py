@@ -20,7 +20,7 @@ def attend(q, k, v, *, padding_mask=None, bias=None, dropout=0.0):
         padding_mask: (B, S) bool, True = not attended to, or None.
         bias: ``PositionBias`` of the same B rows (or of one for all), added to the logits, or None. It is made from
             positions for a few rows at a time, and made again in the backward pass, so that a bias of every row
-            never exists at once.
+            never exists at once. It is computed in fp32 and added in the dtype of ``q``.
         dropout: probability on the attention weights.
     Returns:
         (B, H, T, D).

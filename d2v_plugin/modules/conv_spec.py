@@ -14,8 +14,8 @@ class ConvSpec(tuple):
     """The layers of a convolutional feature extractor: a tuple of ``(dim, kernel, stride)``."""
 
     @classmethod
-    def parse(cls, text):
-        """Reads lists of integer triples joined by ``+`` and repeated by ``*``.
+    def parse(cls, text, name="conv_feature_layers"):
+        """Reads lists of integer triples joined by ``+`` and repeated by ``*``; ``name`` is the setting's.
 
         Raises:
             UserError: anything else, a number below 1, or no layer at all.
@@ -26,7 +26,7 @@ class ConvSpec(tuple):
             layers = None
         if not isinstance(layers, list) or not layers or not all(_is_layer(layer) for layer in layers):
             raise UserError(
-                f"conv_feature_layers must list (dim, kernel, stride) triples like {EXAMPLE!r}, got {str(text)[:80]!r}"
+                f"{name} must list (dim, kernel, stride) triples like {EXAMPLE!r}, got {str(text)[:80]!r}"
             )
         return cls(layers)
 

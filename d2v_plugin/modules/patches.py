@@ -32,9 +32,11 @@ class PatchEmbed(nn.Module):
         """
         expected = (self.in_channels, self.image_size, self.image_size)
         if tuple(images.shape[1:]) != expected:
+            change = "set task.input_size to the model's input_size"
+            if images.shape[1] != self.in_channels:
+                change = f"set in_chans to {images.shape[1]}"
             raise UserError(
-                f"the model takes images of shape {expected} and got {tuple(images.shape[1:])}; "
-                "set task.input_size to the model's input_size"
+                f"the model takes images of shape {expected} and got {tuple(images.shape[1:])}; {change}"
             )
         return self.proj(images).flatten(2).transpose(1, 2)
 

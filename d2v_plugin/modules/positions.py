@@ -46,5 +46,10 @@ def conv_positions(channels, kernel, groups, depth):
     """
     if depth <= 1:
         return nn.Sequential(WeightNormConv1d(channels, kernel, groups), SamePad(kernel), nn.GELU())
-    kernel = max(3, kernel // depth)
-    return nn.Sequential(*[ConvNormGelu(channels, channels, kernel, groups) for _ in range(depth)])
+    return nn.Sequential(*position_blocks(channels, kernel, groups, depth))
+
+
+def position_blocks(channels, width, groups, depth):
+    """``depth`` small convolutions that see ``width`` frames together, each mapping (B, C, T) to (B, C, T)."""
+    kernel = max(3, width // depth)
+    return [ConvNormGelu(channels, channels, kernel, groups) for _ in range(depth)]

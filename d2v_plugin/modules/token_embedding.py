@@ -73,7 +73,11 @@ def token_positions(tokens, padding_idx):
 
 
 class LearnedPositions(nn.Embedding):
-    """A table of positions."""
+    """A table of positions, which starts with rows of about unit length."""
+
+    def reset_parameters(self):
+        nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
+        self._fill_padding_idx_with_zero()
 
 
 class SinusoidalPositions(nn.Module):

@@ -73,12 +73,12 @@ class LogMel(nn.Module):
 
     @torch.no_grad()
     def forward(self, source):
-        """(B, samples) -> (B, T, stack * bands) fp32."""
-        frames = source.float().unfold(1, self.window, self.hop) * self.hann
-        power = torch.fft.rfft(frames).abs().square() @ self.filters.T
+        """(B, samples) -> (B, T, stack * bands) in the dtype of the source; computed in fp32."""
+        frames = source.float().unfold(1, self.window, self.hop) * self.hann.float()
+        power = torch.fft.rfft(frames).abs().square() @ self.filters.float().T
         logs = power.clamp(min=1e-6).log()
         T = logs.shape[1] // self.stack
-        return logs[:, : T * self.stack].unflatten(1, (T, self.stack)).flatten(2)
+        return logs[:, : T * self.stack].unflatten(1, (T, self.stack)).flatten(2).to(source.dtype)
 
 
 def mel_filters(sample_rate, window, bands, lowest=60.0):

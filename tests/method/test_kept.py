@@ -5,6 +5,7 @@ import torch
 
 from d2v_plugin.errors import UserError
 from d2v_plugin.method.kept import Masked, gather_clones
+from d2v_plugin.method.masking import SampleDraws
 
 
 def masks(rows=6, T=10, count=6):
@@ -47,12 +48,15 @@ def test_clones_are_gathered_and_their_gradients_summed():
 
 def test_a_share_of_the_masked_can_be_kept():
     mask = masks(rows=200, T=10, count=6)
-    masked = Masked.of(mask, kept_share=0.5)
+    masked = Masked.of(mask, kept_share=0.5, draws=SampleDraws(1, 2, list(range(200))))
     assert masked.keep.shape == (200, 4 + 3)
     at = mask.gather(1, masked.keep)
     assert not at[:, :4].any() and at[:, 4:].all()
     assert torch.equal(masked.rows, mask.flatten().nonzero().squeeze(1))
-    # which of them is drawn: every masked position of the first rows' kind has its turn
+    # a function of the row's sample: alone it is the same
+    alone = Masked.of(mask[7:8], kept_share=0.5, draws=SampleDraws(1, 2, [7]))
+    assert torch.equal(alone.keep[0], masked.keep[7])
+    # every position has its turn
     assert masked.keep[:, 4:].flatten().bincount(minlength=10).min() > 30
 
 

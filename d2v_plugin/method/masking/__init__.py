@@ -4,10 +4,12 @@ from d2v_plugin.method.masking.blocks import block_mask, block_masked_count
 from d2v_plugin.method.masking.counts import same_count
 from d2v_plugin.method.masking.draws import GeneratorDraws, SampleDraws
 from d2v_plugin.method.masking.random_masks import random_mask, random_masked_count
+from d2v_plugin.method.masking.sources import MaskSource
 from d2v_plugin.method.masking.spans import span_mask
 
 __all__ = [
     "GeneratorDraws",
+    "MaskSource",
     "SampleDraws",
     "block_mask",
     "block_masked_count",

@@ -47,7 +47,7 @@ def span_mask(
         require_same_masks: thin every row at random to the smallest masked count of the batch.
         mask_dropout: share of the masked frames unmasked again.
         generator: CPU ``torch.Generator``.
-        name: of the configuration keys, for messages: ``mask`` or ``mask_channel``.
+        name: of the configuration keys, ``mask`` or ``mask_channel``, for messages; names draw independently.
         draws: SampleDraws or GeneratorDraws of B rows, instead of ``generator``. With SampleDraws a row depends on the
             others by the common count only, nothing is read back from the device, and a row that chance would mask
             whole keeps one frame; ``static`` spans that may overlap only.
@@ -66,7 +66,7 @@ def span_mask(
     if sampled:
         _leave_something(host_lengths, prob, span, min_masks, name)
     lengths = lengths.to(draws.device, non_blocking=True)
-    count = (prob * lengths / span + draws.uniform("span.count", 1)[:, 0]).long().clamp_(min=min_masks)
+    count = (prob * lengths / span + draws.uniform(f"{name}.count", 1)[:, 0]).long().clamp_(min=min_masks)
     if sampled:
         # A bound, since the largest count stands on the device; one more because the sum above is rounded in fp32.
         n = min(T, max(min_masks, int(prob * int(host_lengths.max()) / span) + 2)) if B else 0
@@ -86,28 +86,29 @@ def span_mask(
     if no_overlap:
         starts, used = _disjoint_starts(lengths, spans, used, min_space, draws.generator)
     else:
-        starts = _overlapping_starts(lengths, spans, used, count, draws.uniform("span.start", T))
+        starts = _overlapping_starts(lengths, spans, used, count, draws.uniform(f"{name}.start", T))
     valid = frames < lengths[:, None]
     mask = _cover(starts, spans, used, T) & valid
 
     if sampled:
         whole = (mask.sum(1, keepdim=True) >= lengths[:, None]) & valid
-        mask &= ~some_of(whole, 1, draws.uniform("span.keep", T))
+        mask &= ~some_of(whole, 1, draws.uniform(f"{name}.keep", T))
     else:
         blind = (count >= lengths) | (mask.sum(1) >= lengths)
         if bool(blind.any()):
             raise _nothing_left(int(lengths[blind][0]), prob, span, name)
     if require_same_masks:
-        mask = _same_masks(mask, valid, int(host_lengths.min()) - 1 if add_masks else None, draws)
+        noise = draws.uniform(f"{name}.same", T)
+        mask = _same_masks(mask, valid, int(host_lengths.min()) - 1 if add_masks else None, noise)
     if mask_dropout > 0:
         kept = mask.sum(1) - torch.round(mask.sum(1) * mask_dropout).long()
-        mask = _thin(mask, kept, draws.uniform("span.drop", T))
+        mask = _thin(mask, kept, draws.uniform(f"{name}.drop", T))
     return mask
 
 
-def _same_masks(mask, valid, room, draws):
+def _same_masks(mask, valid, room, noise):
     """Thin rows to the smallest count; or, where there is ``room`` for so many, fill them up to the largest."""
-    counts, noise = mask.sum(1), draws.uniform("span.same", mask.shape[1])
+    counts = mask.sum(1)
     if room is None:
         return _thin(mask, counts.min().expand_as(counts), noise)
     return exactly(mask, counts.max().clamp(max=room), noise, valid)
