@@ -281,6 +281,12 @@ NO_DECODER = {"decoder": None}
         ("AUDIO", {"mask_length": 0}, {}, "model.modalities.audio.mask_length must be at least 1"),
         ("AUDIO", {"use_alibi_encoder": True, "learned_alibi": True}, {}, "alibi_max_pos"),
         ("IMAGE", {}, {"clone_batch": 0}, "model.clone_batch"),
+        ("IMAGE", {}, {"d2v_loss": 0}, "nothing would be learned"),
+        ("IMAGE", {}, {"end_drop_path_rate": 1.0}, "model.end_drop_path_rate must be at least 0 and below 1"),
+        ("TEXT", {"use_alibi_encoder": True, "num_alibi_heads": 5}, {}, "num_alibi_heads must be between 1 and 4"),
+        ("AUDIO", {"decoder": {**DECODER, "decoder_groups": 0}}, {}, "decoder.decoder_groups must be at least 1"),
+        ("AUDIO", {}, {"modalities__audio__conv_pos_depth": 0}, "conv_pos_depth must be at least 1"),
+        ("IMAGE", {"use_alibi_encoder": True, "learned_alibi": True, "alibi_max_pos": 35}, {}, "alibi_max_pos must be a"),
         ("SMELL", {}, {}, "there is no modality 'SMELL'; known are AUDIO, IMAGE, TEXT"),
     ],
 )
@@ -323,8 +329,10 @@ def test_given_masks_that_do_not_fit():
 def test_data_of_another_modality():
     with pytest.raises(UserError, match="the data is TEXT and the model has IMAGE"):
         tiny("IMAGE")(batch("TEXT")[0], mode="TEXT")
-    with pytest.raises(UserError, match=r"takes images of shape \(3, 24, 24\)"):
+    with pytest.raises(UserError, match=r"takes images of shape \(3, 24, 24\).*task.input_size"):
         tiny("IMAGE")(torch.randn(2, 3, 32, 32))
+    with pytest.raises(UserError, match="set in_chans to 3"):
+        tiny("IMAGE", modalities__image__in_chans=1)(batch("IMAGE")[0])
 
 
 def test_text_beyond_the_positions_and_of_another_vocabulary():
@@ -335,6 +343,18 @@ def test_text_beyond_the_positions_and_of_another_vocabulary():
         tiny("TEXT").load_state_dict(other)
     with pytest.raises(UserError, match="needs the vocabulary of a text task"):
         build(root_config("TEXT"), task=object())
+
+
+def test_padding_masks_of_any_type_and_of_another_shape():
+    model = tiny("TEXT")
+    source, padding_mask = batch("TEXT", padded=True)
+    more = {"mask": False, "features_only": True}
+    with torch.no_grad():
+        expected = model(source, padding_mask=padding_mask, **more)["x"]
+        for kind in (torch.uint8, torch.float32):
+            assert torch.equal(model(source, padding_mask=padding_mask.to(kind), **more)["x"], expected)
+    with pytest.raises(UserError, match=r"padding_mask must have the shape of source, \(3, 30\), got \(3, 29\)"):
+        model(source, padding_mask=padding_mask[:, 1:], **more)
 
 
 def test_a_target_of_its_own_needs_a_teacher_that_reads_input():

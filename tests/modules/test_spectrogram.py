@@ -44,6 +44,13 @@ def test_a_step_with_padding():
     assert any(name.startswith("modality_encoders.SPECTROGRAM.project_features") for name in names)
 
 
+def test_half_precision():
+    model = tiny().to(torch.bfloat16)
+    loss = model(torch.randn(2, 8000).to(torch.bfloat16))["losses"]["SPECTROGRAM_regression"]
+    loss.backward()
+    assert loss.isfinite()
+
+
 def test_frames_are_those_of_the_specification():
     encoder = tiny().modality_encoders["SPECTROGRAM"]
     for samples in (560, 561, 879, 880, 4321):

@@ -114,3 +114,21 @@ def test_settings_that_cannot_work(overrides, message):
 def test_images_of_another_size():
     with pytest.raises(UserError, match="task.input_size"):
         MaeModel(MaeConfig(**TINY))(torch.randn(1, 3, 32, 32))
+
+
+def test_stochastic_depth_mask_noise_and_the_last_norm():
+    images = torch.randn(2, 3, 24, 24)
+    model = MaeModel(MaeConfig(**{**TINY, "drop_path_rate": 0.9})).train()
+    assert len({float(model(images, id=torch.arange(2))["losses"]["regression"].detach()) for _ in range(6)}) > 1
+
+    model = MaeModel(MaeConfig(**{**TINY, "mask_noise_std": 0.3}))
+    seen = []
+    model.decoder_blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    mask = torch.arange(36).expand(2, -1) >= 9
+    model(images, precomputed_mask=mask)
+    noise = (seen[0] - model.decoder_pos_embed)[:, 1:][mask]
+    assert abs(float(noise.std()) - 0.3) < 0.02
+
+    model = MaeModel(MaeConfig(**{**TINY, "layer_norm_first": True}))
+    model.remove_pretraining_modules()
+    assert model.norm is None
