@@ -24,7 +24,8 @@ def check_model(cfg, model: torch.nn.Module) -> None:
     """Refuse a model that does not take the images of this configuration, or not its masks.
 
     Raises:
-        UserError: no encoder for images, another name for its input, another size, or other masks.
+        UserError: no encoder for images, another name for its input, no input for the teacher, another size, or
+            other masks.
     """
     encoders = getattr(model, "modality_encoders", None)
     if encoders is not None and MODALITY not in encoders:
@@ -35,6 +36,11 @@ def check_model(cfg, model: torch.nn.Module) -> None:
     if not takes(model, cfg.key):
         named = named_arguments(model)
         raise UserError(f"task.key={cfg.key}, and the model takes {', '.join(named)}; set task.key={named[0]}")
+    if cfg.target_transform and not takes(model, "target"):
+        raise UserError(
+            "task.target_transform makes an image of its own for the teacher and this model takes none; set it to "
+            "false, or train model data2vec_multi"
+        )
     shape = encoders[MODALITY].modality_cfg if encoders is not None else getattr(model, "cfg", None)
     size, patch = (getattr(shape, name, None) for name in ("input_size", "patch_size"))
     if patch is not None:

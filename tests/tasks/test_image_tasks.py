@@ -308,6 +308,7 @@ class TakesAnything(BaseFairseqModel):
         (Pixels(name="AUDIO"), {}, "the task reads images and the model has AUDIO only"),
         (TakesImgs(), {}, "task.key=source, and the model takes imgs, predictions_only; set task.key=imgs"),
         (TakesImgs(), {"key": "imgs"}, "task.input_size=16 and model.input_size=32; make them the same"),
+        (TakesImgs(), {"key": "imgs", "target_transform": True}, "task.target_transform makes an image of its own"),
         (Pixels(input_size=32), {}, "task.input_size=16 and model.modalities.image.input_size=32; make them"),
         (Pixels(patch_size=5), {}, "task.input_size=16 is not a multiple of patch_size=5"),
     ],
@@ -335,8 +336,9 @@ def test_masks_that_do_not_match(monkeypatch, model, masks, part):
 
 
 def test_models_that_match(monkeypatch):
-    built(task_of(data="x"), Pixels(), monkeypatch)
-    built(task_of(data="x"), TakesAnything(), monkeypatch)
+    for fields in ({}, {"target_transform": True}):
+        built(task_of(data="x", **fields), Pixels(), monkeypatch)
+        built(task_of(data="x", **fields), TakesAnything(), monkeypatch)
     built(task_of(data="x", key="imgs", input_size=32), TakesImgs(), monkeypatch)
     # one that comes out of a checkpoint is for its own images
     monkeypatch.setattr("fairseq.models.build_model", lambda *args, **kwargs: TakesImgs())
