@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from d2v_plugin.errors import UserError
 from d2v_plugin.method.kept import Masked, gather_clones
 from d2v_plugin.method.masking import random_mask, random_masked_count, same_count, span_mask
-from d2v_plugin.modalities.config import ModalityConfig, validate_modality
+from d2v_plugin.modalities.config import ModalityConfig
 from d2v_plugin.modules.grad import scale_gradient
 from d2v_plugin.modules.position_bias import PositionBias, alibi_slopes, grid_coordinates
 from d2v_plugin.randomness import DrawStream
@@ -96,7 +96,6 @@ class ModalityEncoder(nn.Module):
         decoder=None,
     ):
         super().__init__()
-        validate_modality(self.modality, cfg)
         self.modality_cfg = cfg
         self.extra_tokens = _extra_tokens(cfg, factory.channels)
         # Parts register in the order of upstream: optimiser state in a checkpoint goes by position.

@@ -8,7 +8,7 @@ from omegaconf import II
 
 from d2v_plugin.errors import UserError
 from d2v_plugin.modalities import encoder_class, modalities_config
-from d2v_plugin.modalities.config import DecoderConfig
+from d2v_plugin.modalities.config import DecoderConfig, validate_modality
 from d2v_plugin.ranges import check_amounts, check_range, check_rates, check_shares
 
 
@@ -108,6 +108,7 @@ def validate(cfg, modalities):
         settings = getattr(cfg.modalities, name.lower(), None)
         if settings is None:
             raise UserError(f"model.modalities has no settings for {name}; add model.modalities.{name.lower()}")
+        validate_modality(name, settings)
         if settings.use_alibi_encoder:
             check_range(f"model.modalities.{name.lower()}.num_alibi_heads", settings.num_alibi_heads, 1, cfg.num_heads)
         _validate_losses(cfg, name, settings)

@@ -286,7 +286,7 @@ NO_DECODER = {"decoder": None}
         ("TEXT", {"use_alibi_encoder": True, "num_alibi_heads": 5}, {}, "num_alibi_heads must be between 1 and 4"),
         ("AUDIO", {"decoder": {**DECODER, "decoder_groups": 0}}, {}, "decoder.decoder_groups must be at least 1"),
         ("AUDIO", {}, {"modalities__audio__conv_pos_depth": 0}, "conv_pos_depth must be at least 1"),
-        ("IMAGE", {"use_alibi_encoder": True, "learned_alibi": True, "alibi_max_pos": 35}, {}, "alibi_max_pos must be a"),
+        ("IMAGE", {"use_alibi_encoder": True, "learned_alibi": True, "alibi_max_pos": 35}, {}, "must be a square"),
         ("SMELL", {}, {}, "there is no modality 'SMELL'; known are AUDIO, IMAGE, TEXT"),
     ],
 )
