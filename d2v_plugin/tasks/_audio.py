@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from d2v_plugin.data.audio.dataset import AudioDataset
 from d2v_plugin.data.audio.manifest import Manifest, load_manifest
@@ -85,6 +86,15 @@ class AudioTaskMixin(BadFileReports):
         if not from_checkpoint and not os.path.isdir(self.cfg.data):
             raise UserError(f"task.data={self.cfg.data} is no folder; give the one that holds the manifests")
         model = super().build_model(model_cfg, from_checkpoint)
+        self.fit_to(model, from_checkpoint)
+        return model
+
+    def fit_to(self, model: torch.nn.Module, from_checkpoint: bool = False) -> None:
+        """Take over what the model says about its input.
+
+        Raises:
+            UserError: a new model that this task's batches are not for.
+        """
         # A model from a checkpoint is for its own data, whatever this task was made for.
         if not from_checkpoint:
             check_model(model, audio_masks(self.cfg))
@@ -92,7 +102,6 @@ class AudioTaskMixin(BadFileReports):
         self.conv_spec = conv_spec(model) or STANDARD_EXTRACTOR
         for dataset in self.counted.values():
             dataset.model_takes = self.model_takes
-        return model
 
     @property
     def shortest(self) -> int:

@@ -120,13 +120,21 @@ class MaeImagePretrainingTask(BadFileReports, FairseqTask):
 
     def build_model(self, model_cfg, from_checkpoint=False):
         model = super().build_model(model_cfg, from_checkpoint)
+        self.fit_to(model, from_checkpoint)
+        return model
+
+    def fit_to(self, model: torch.nn.Module, from_checkpoint: bool = False) -> None:
+        """Take over what the model says about its input.
+
+        Raises:
+            UserError: a new model that this task's batches are not for.
+        """
         # A model from a checkpoint is for its own images, whatever this task was made for.
         if not from_checkpoint:
             check_model(self.cfg, model)
         self.model_takes = frozenset(named_arguments(model))
         for dataset in self.counted.values():
             dataset.model_takes = self.model_takes
-        return model
 
     def load_dataset(self, split: str, combine: bool = False, task_cfg: FairseqDataclass = None, **kwargs):
         cfg = task_cfg or self.cfg

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 import numpy as np
+import torch
 from fairseq import utils
 from fairseq.data import Dictionary, PrependTokenDataset, TokenBlockDataset, data_utils
 from fairseq.data.indexed_dataset import infer_dataset_impl
@@ -70,10 +71,17 @@ def check_model(cfg, model_cfg) -> None:
                 f"model.supported_modality={modality} and a task that serves text; set model.supported_modality=TEXT, "
                 "or choose the task of that modality"
             )
-        text = getattr(getattr(model_cfg, "modalities", None), "text", None)
-        positions, name = getattr(text, "max_source_positions", None), "model.modalities.text.max_source_positions"
+    check_positions(cfg, model_cfg)
+
+
+def check_positions(cfg, model_cfg) -> None:
+    """Raises ``UserError`` where a block may have more tokens than the model has positions."""
+    modalities = getattr(model_cfg, "modalities", None)
+    if modalities is None:
+        where, name = model_cfg, "model.max_source_positions"
     else:
-        positions, name = getattr(model_cfg, "max_source_positions", None), "model.max_source_positions"
+        where, name = getattr(modalities, "text", None), "model.modalities.text.max_source_positions"
+    positions = getattr(where, "max_source_positions", None)
     if isinstance(positions, int) and cfg.tokens_per_sample > positions:
         raise UserError(
             f"task.tokens_per_sample={cfg.tokens_per_sample} is beyond {name}={positions}; lower the first or raise "
@@ -162,11 +170,21 @@ class D2VMaskedLMTask(MaskedLMTask):
     def build_model(self, model_cfg, from_checkpoint: bool = False):
         check_model(self.cfg, model_cfg)
         model = super().build_model(model_cfg, from_checkpoint)
+        self.fit_to(model, from_checkpoint)
+        return model
+
+    def fit_to(self, model: torch.nn.Module, from_checkpoint: bool = False) -> None:
+        """Take over what the model says about its input.
+
+        Raises:
+            UserError: a new model with fewer positions than a block has tokens.
+        """
+        if not from_checkpoint:
+            check_positions(self.cfg, getattr(model, "cfg", None))
         self.wants_source_lengths = "source_lengths" in named_arguments(model)
         for dataset in self.datasets.values():
             if isinstance(dataset, TokenBatches):
                 dataset.source_lengths = self.wants_source_lengths
-        return model
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
         """fairseq's, or :class:`TokenBatches` with ``d2v2_multi``."""

@@ -13,11 +13,8 @@ from omegaconf import II
 
 from d2v_plugin.data.mixture import ModalityBatches, ModalityMixture
 from d2v_plugin.errors import UserError
-from d2v_plugin.tasks._audio_model import STANDARD_EXTRACTOR, conv_spec
 from d2v_plugin.tasks._bad_file_reports import log_bad_files
 from d2v_plugin.tasks._fields import train_subset
-from d2v_plugin.tasks._forward import named_arguments
-from d2v_plugin.tasks._image_model import check_model as check_image_model
 from d2v_plugin.tasks.audio_pretraining import D2VAudioPretrainingConfig, D2VAudioPretrainingTask
 from d2v_plugin.tasks.mae_image_pretraining import MaeImagePretrainingConfig, MaeImagePretrainingTask
 from d2v_plugin.tasks.masked_lm import D2VMaskedLMConfig, D2VMaskedLMTask
@@ -100,17 +97,9 @@ class MultimodalPretrainingTask(FairseqTask):
         model = super().build_model(model_cfg, from_checkpoint)
         if getattr(model, "modality_encoders", None) is None:
             raise UserError("task multimodal_pretraining is for model data2vec_multi; set model._name=data2vec_multi")
-        takes = frozenset(named_arguments(model))
-        if self.audio_task is not None:
-            self.audio_task.model_takes = takes
-            self.audio_task.conv_spec = conv_spec(model) or STANDARD_EXTRACTOR
-        if self.image_task is not None:
-            self.image_task.model_takes = takes
-            if not from_checkpoint:
-                with _of("image"):
-                    check_image_model(self.cfg.image, model)
-        if self.text_task is not None:
-            self.text_task.wants_source_lengths = "source_lengths" in takes
+        for name, task in self.tasks.items():
+            with _of(name.lower()):
+                task.fit_to(model, from_checkpoint)
         return model
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, task_cfg=None, **kwargs):

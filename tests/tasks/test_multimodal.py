@@ -194,13 +194,64 @@ def test_the_model_has_the_modalities_that_have_data(folders, monkeypatch):
     batches = list(iterator_of(task).next_epoch_itr())
     net_input = next(batch["net_input"] for batch in batches if batch["net_input"]["mode"] == "IMAGE")
     assert net_input.keys() == {"source", "id", "mode"}
-    root = root_config(modalities__image__input_size=48)
-    monkeypatch.setattr("fairseq.models.build_model", lambda *args, **kwargs: build(root, task))
-    with pytest.raises(UserError, match="task.image.input_size=24 and model.modalities.image.input_size=48"):
-        task.build_model(argparse.Namespace())
     monkeypatch.setattr("fairseq.models.build_model", lambda *args, **kwargs: torch.nn.Linear(1, 1))
     with pytest.raises(UserError, match="is for model data2vec_multi"):
         task.build_model(argparse.Namespace())
+
+
+@pytest.mark.parametrize(
+    ("fields", "model", "part"),
+    [
+        (
+            {},
+            {"modalities__image__input_size": 48},
+            "task.image.input_size=24 and model.modalities.image.input_size=48",
+        ),
+        (
+            {"image": {"precompute_mask_config": {"patch_size": 8}}},
+            {},
+            "task.image.precompute_mask_config.patch_size=8 and the model's is 4",
+        ),
+        (
+            {"audio": {"precompute_mask_config": {"clone_batch": 4}}},
+            {},
+            "task.audio.precompute_mask_config.clone_batch=4 and the model's is 2",
+        ),
+        (
+            {"audio": {"precompute_mask_config": {"feature_encoder_spec": "[(4, 1000, 500)]"}}},
+            {},
+            "task.audio.precompute_mask_config.feature_encoder_spec and the model's convolutions",
+        ),
+        (
+            {"text": {"tokens_per_sample": 41}},
+            {},
+            "task.text.tokens_per_sample=41 is beyond model.modalities.text.max_source_positions=40",
+        ),
+    ],
+)
+def test_a_model_must_take_the_batches_of_every_modality(folders, monkeypatch, fields, model, part):
+    every = fields_of(folders)
+    for name, values in fields.items():
+        every[name] |= values
+    masks = {"mask_prob": 0.5, "mask_prob_adjust": 0, "mask_length": 2, "inverse_mask": False, "mask_dropout": 0}
+    task, root = task_of(every, every=masks, **model)
+    monkeypatch.setattr("fairseq.models.build_model", lambda *args, **kwargs: build(root, task))
+    with pytest.raises(UserError) as caught:
+        task.build_model(argparse.Namespace())
+    assert str(caught.value).startswith(part) and "\n" not in str(caught.value)
+    # one that comes out of a checkpoint is for its own data
+    assert task.build_model(argparse.Namespace(), from_checkpoint=True).modality_encoders
+
+
+def test_what_the_model_takes_is_brought_for_every_modality(folders, monkeypatch):
+    task, root = task_of(fields_of(folders))
+    task.load_dataset("train")
+    monkeypatch.setattr("fairseq.models.build_model", lambda *args, **kwargs: build(root, task))
+    model = task.build_model(argparse.Namespace())
+    assert task.audio_task.conv_spec == model.modality_encoders["AUDIO"].conv_spec
+    for each in (task.audio_task, task.image_task):
+        assert {"id", "masked_count"} <= each.dataset("train").model_takes
+    assert task.text_task.dataset("train").source_lengths
 
 
 @pytest.mark.parametrize(
