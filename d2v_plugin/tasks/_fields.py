@@ -24,9 +24,14 @@ def check_max_bad_files(cfg) -> None:
         raise UserError(f"task.max_bad_files must be -1 (no limit), 0 or more, got {cfg.max_bad_files}")
 
 
-def train_subset(cfg) -> str:
-    """``dataset.train_subset``, or ``train`` for a task that stands alone."""
+def elsewhere(cfg, name: str, default):
+    """The value of a field that refers to another part of the configuration, or ``default`` for a task without one."""
     try:
-        return cfg.train_subset
+        return getattr(cfg, name)
     except (InterpolationKeyError, InterpolationResolutionError):
-        return "train"
+        return default
+
+
+def train_subset(cfg) -> str:
+    """``dataset.train_subset``."""
+    return elsewhere(cfg, "train_subset", "train")

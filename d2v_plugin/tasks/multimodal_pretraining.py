@@ -8,19 +8,21 @@ from typing import List, Optional
 
 import torch
 from fairseq.dataclass import FairseqDataclass
+from fairseq.distributed.utils import get_global_world_size
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II
 
 from d2v_plugin.data.mixture import ModalityBatches, ModalityMixture
 from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._bad_file_reports import log_bad_files
-from d2v_plugin.tasks._fields import train_subset
+from d2v_plugin.tasks._fields import elsewhere, train_subset
 from d2v_plugin.tasks.audio_pretraining import D2VAudioPretrainingConfig, D2VAudioPretrainingTask
 from d2v_plugin.tasks.mae_image_pretraining import MaeImagePretrainingConfig, MaeImagePretrainingTask
 from d2v_plugin.tasks.masked_lm import D2VMaskedLMConfig, D2VMaskedLMTask
 
 NAMES = ("audio", "image", "text")
 SOURCE = "source"
+WAITING_BACKENDS = ("c10d", "pytorch_ddp")
 
 
 @dataclass
@@ -53,6 +55,8 @@ class MultimodalPretrainingConfig(FairseqDataclass):
     image_batch_size: Optional[int] = field(default=None, metadata={"help": "instead of batch_size, for images"})
     text_batch_size: Optional[int] = field(default=None, metadata={"help": "instead of batch_size, for text"})
     train_subset: str = II("dataset.train_subset")
+    ddp_backend: str = II("distributed_training.ddp_backend")
+    find_unused_parameters: bool = II("distributed_training.find_unused_parameters")
 
 
 @register_task("multimodal_pretraining", dataclass=MultimodalPretrainingConfig)
@@ -67,6 +71,8 @@ class MultimodalPretrainingTask(FairseqTask):
     def __init__(self, cfg: MultimodalPretrainingConfig, from_checkpoint: bool = False):
         super().__init__(cfg)
         check_fields(cfg)
+        if not from_checkpoint:
+            check_backend(cfg)
         self.audio_task = self.image_task = self.text_task = None
         if cfg.audio is not None:
             with _of("audio"):
@@ -229,3 +235,18 @@ def check_fields(cfg) -> None:
         )
     if cfg.text is not None and not cfg.text.d2v2_multi:
         raise UserError("task.text needs d2v2_multi: true and skip_masking: true; set both")
+
+
+def check_backend(cfg) -> None:
+    """Refuse several processes where each would wait for gradients that an update of one modality does not make.
+
+    Raises:
+        UserError: one line that says which backend to take.
+    """
+    backend = str(elsewhere(cfg, "ddp_backend", None))
+    several = sum(getattr(cfg, name) is not None for name in NAMES) > 1 and get_global_world_size() > 1
+    if several and backend in WAITING_BACKENDS and not elsewhere(cfg, "find_unused_parameters", False):
+        raise UserError(
+            f"distributed_training.ddp_backend={backend} waits for gradients of all modalities, and an update has "
+            "those of one; set distributed_training.ddp_backend=legacy_ddp"
+        )

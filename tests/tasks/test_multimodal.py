@@ -16,7 +16,7 @@ from fairseq.logging import metrics
 from omegaconf import OmegaConf
 from tiny_data import write_data
 from tiny_multi import build, root_config
-from tiny_training import compose_config, train
+from tiny_training import compose_config, resolved, train
 
 import d2v_plugin.tasks.multimodal_pretraining  # noqa: F401
 from d2v_plugin.checkpoints import read_checkpoint
@@ -298,15 +298,48 @@ model: {model}
 """
 
 
-def test_updates_of_a_tiny_model_and_its_checkpoint(folders, tmp_path, caplog):
+def composed_run(folders, tmp_path):
     model = OmegaConf.to_container(root_config().model)
     for each in model["modalities"].values():
         each |= {"inverse_mask": True, "mask_prob": 0.6, "mask_length": 2}
     path = tmp_path / "run.yaml"
     plugin = Path(d2v_plugin.tasks.multimodal_pretraining.__file__).parents[1]
     path.write_text(RUN.format(plugin=plugin, out=tmp_path / "out", updates=25, model=json.dumps(model), **folders))
+    return compose_config(path)
+
+
+@pytest.mark.parametrize(
+    ("processes", "backend", "unused", "fine"),
+    [
+        (2, "c10d", False, False),
+        (2, "pytorch_ddp", False, False),
+        (2, "legacy_ddp", False, True),
+        (2, "c10d", True, True),
+        (1, "c10d", False, True),
+    ],
+)
+def test_a_backend_that_waits_for_all_modalities(folders, tmp_path, monkeypatch, processes, backend, unused, fine):
+    cfg = composed_run(folders, tmp_path)
+    cfg.distributed_training.ddp_backend, cfg.distributed_training.find_unused_parameters = backend, unused
+    cfg = resolved(cfg)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda *args: processes)
+    if fine:
+        assert tasks.setup_task(cfg.task).supported_modalities
+    else:
+        with pytest.raises(UserError) as caught:
+            tasks.setup_task(cfg.task)
+        assert str(caught.value).startswith(f"distributed_training.ddp_backend={backend} waits for gradients of all")
+        assert str(caught.value).endswith("set distributed_training.ddp_backend=legacy_ddp")
+    # a checkpoint is loaded with the settings of its training, which do not matter then
+    assert tasks.setup_task(cfg.task, from_checkpoint=True).supported_modalities
+    cfg.task.image = cfg.task.text = None
+    assert tasks.setup_task(cfg.task).supported_modalities == ["AUDIO"]
+
+
+def test_updates_of_a_tiny_model_and_its_checkpoint(folders, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        train(compose_config(path))
+        train(composed_run(folders, tmp_path))
     logs = [json.loads(record.getMessage()) for record in caplog.records if record.name == "train_inner"]
     assert len(logs) == 25
     for name in ("AUDIO", "IMAGE", "TEXT"):
