@@ -14,7 +14,7 @@ class ImageMasks:
     """Block masks with the same number of masked patches in every row; the fields are those of block_mask.
 
     Raises:
-        UserError: an image that patches do not fill.
+        UserError: an image that patches do not fill, or settings that cannot work.
     """
 
     input_size: int
@@ -30,6 +30,8 @@ class ImageMasks:
 
     def __post_init__(self):
         check_patches(self.input_size, self.patch_size)
+        # Otherwise the first batch would find out, in a data worker, whose errors come with its whole stack.
+        self.draw(0, 0, [0])
 
     @property
     def grid(self) -> tuple[int, ...]:

@@ -134,6 +134,22 @@ def test_patches_must_fill_the_picture(sizes):
             check_patches(size, patch)
 
 
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"prob": 0.01}, "mask_prob 0.01 masks none of 16 positions"),
+        ({"prob": 1.5}, "mask_prob must lie between 0 and 1, got 1.5"),
+        ({"length": 5}, "mask_length must lie between 1 and the grid's side of 4 positions, got 5"),
+        ({"length": 2, "adjust": -0.6}, "mask_prob_adjust -0.6"),
+        ({"length": 2, "dropout": -1}, "mask_dropout must not be negative"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_any_batch(change, part):
+    with pytest.raises(UserError) as caught:
+        ImageMasks(32, patch_size=8, **{"prob": 0.5, **change})
+    assert part in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_validation_is_the_same_every_time(folder):
     dataset = dataset_of(folder, CropRule(SIZE, training=False), training=False, masks=MASKS)
     assert dataset.ordered_indices().tolist() == list(range(12))
