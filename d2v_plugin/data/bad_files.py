@@ -41,9 +41,7 @@ class BadFiles:
         advice: how the user finds the files, for messages.
     """
 
-    def __init__(
-        self, size: int, limit: int, source: str, kinds: Sequence[str] = KINDS, advice: str = AUDIO_ADVICE
-    ):
+    def __init__(self, size: int, limit: int, source: str, kinds: Sequence[str] = KINDS, advice: str = AUDIO_ADVICE):
         self.limit = limit
         self.source = source
         self.kinds_known = tuple(kinds)

@@ -85,9 +85,7 @@ def portions(line: str, limit: int = LONGEST_SENTENCE) -> Iterator[str]:
 
 def _translated(reason: str, vocab_size: int) -> str:
     if most := re.search(r"too high .* <= (\d+)", reason):
-        return (
-            f"--vocab-size {vocab_size} is more than this text supports; take {most[1]} or fewer, or give more text"
-        )
+        return f"--vocab-size {vocab_size} is more than this text supports; take {most[1]} or fewer, or give more text"
     if least := re.search(r"required_chars\D+\d+ vs (\d+)", reason):
         return (
             f"--vocab-size {vocab_size} is too small: the text's characters and the specials alone are {least[1]}; "
