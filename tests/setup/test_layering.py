@@ -14,7 +14,7 @@ ALLOWED = {
     "d2v_plugin/modalities": {"torch", "omegaconf", "d2v_plugin"},
     "d2v_plugin/checkpoints": {"torch", "numpy", "d2v_plugin"},
 }
-BELOW = tuple(f"d2v_plugin.{name}" for name in ("errors", "randomness", "method", "modules", "checkpoints"))
+BELOW = tuple(f"d2v_plugin.{name}" for name in ("errors", "randomness", "ranges", "method", "modules", "checkpoints"))
 
 
 def imported(path):
