@@ -48,7 +48,8 @@ def building(prose, data):
 def probing(checkpoint, prose, data, out):
     tables = [prose / "probes" / f"{name}.tsv" for name in PROBES]
     words = ["d2v", "text", "probe", checkpoint, *tables, "--data", data, "--untrained", "--json", out]
-    return Command("probe", words)
+    # many small products: a second thread only waits
+    return Command("probe", words, threads=1)
 
 
 def drawing(out, data, checkpoint):

@@ -39,7 +39,8 @@ def run(args, out=None):
 
 def probing(checkpoint, data, out):
     words = ["d2v", "probe-images", checkpoint, data, "--untrained", "--pixel-size", str(PIXELS), "--json", out]
-    return Command("probe", words)
+    # many small products: a second thread only waits
+    return Command("probe", words, threads=1)
 
 
 def drawing(out, data, checkpoint):
@@ -57,7 +58,7 @@ def drawing(out, data, checkpoint):
 def write_table(results):
     """``results`` as Markdown."""
     probe = results["probe"]
-    parts = [table(("part", "images"), list(probe["pictures"].items()))]
+    parts = [table(("part", "images"), list(probe["images"].items()))]
     header = ("features", "nearest neighbours", "linear probe", "10 labels a class")
     rows = []
     for name, what in (("trained", "pre-trained"), ("untrained", "untrained")):
