@@ -7,7 +7,7 @@ from stages import Stages
 from tables import seconds_table, table
 
 HELP = "handwritten digits: pre-train (data2vec 2.0), classify by frozen features, draw"
-UPDATES = 2000
+UPDATES = 5000
 CONFIG = ROOT / "examples" / "vision" / "demo_digits.yaml"
 PIXELS = 8  # along a side, as the digits come
 PICTURES = 4  # that are drawn with their masks
