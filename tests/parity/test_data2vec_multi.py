@@ -123,6 +123,32 @@ def test_teacher_scopes(modality, layer_norm_first, scope):
     assert_same_step(theirs, ours, modality, padded=modality != "IMAGE")
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"layer_norm_targets": True},
+        {"end_of_block_targets": True, "average_top_k_layers": 3},
+        {"instance_norm_target_layer": False, "layer_norm_target_layer": True, "instance_norm_targets": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_targets_value_by_value(modality, overrides):
+    theirs, ours = pair(modality, {"num_extra_tokens": 1}, ema_encoder_only=False, **overrides)
+    found = []
+    for model, name in ((theirs, "make_targets"), (ours, "_targets")):
+        make = getattr(model, name)
+        setattr(model, name, lambda *args, make=make: found.append(make(*args)) or found[-1])
+    source, padding_mask = batch(modality, padded=modality != "IMAGE")
+    mask = random_masks(2 * len(source), frames(ours, modality, source))
+    for model in (theirs, ours):
+        model(source, padding_mask=padding_mask, precomputed_mask=mask.clone())
+    expected, out = found
+    assert out.shape == expected.shape
+    torch.testing.assert_close(out, expected, atol=2e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("clones", [1, 3])
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_masks_per_sample(modality, clones):
