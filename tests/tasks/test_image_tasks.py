@@ -367,3 +367,9 @@ def test_bad_pictures_are_reported_and_logged(folder, caplog):
     task.begin_valid_epoch(1, None)
     task.report_bad_files(only_news=False)  # what runs when training ends
     assert caplog.text.count(summary) == 2
+
+
+def test_a_model_of_another_modality_is_named_before_it_is_built(folder):
+    task = task_of(data=str(folder))
+    with pytest.raises(UserError, match="model.supported_modality=TEXT and a task that serves images"):
+        task.build_model(OmegaConf.create({"_name": "data2vec_multi", "supported_modality": "TEXT"}))
