@@ -4,6 +4,9 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 
 from d2v_plugin.errors import UserError
+from d2v_plugin.modalities import modality_name
+
+OWN_MODALITIES = ("AUDIO", "IMAGE", "TEXT")
 
 
 def is_unset(cfg) -> bool:
@@ -22,6 +25,25 @@ def check_max_bad_files(cfg) -> None:
     """Raises ``UserError`` for a number that means nothing."""
     if cfg.max_bad_files < -1:
         raise UserError(f"task.max_bad_files must be -1 (no limit), 0 or more, got {cfg.max_bad_files}")
+
+
+def check_modality(model_cfg, own: str, serves: str, strangers: bool = False) -> None:
+    """Refuse a model of another modality before it is built: building would complain of what that modality lacks.
+
+    Args:
+        own: the modality whose data the task ``serves``.
+        strangers: let modalities pass that other packages registered.
+    Raises:
+        UserError: ``model.supported_modality`` is another one.
+    """
+    value = getattr(model_cfg, "supported_modality", None)
+    if value is None or (modality := modality_name(value)) == own:
+        return
+    if not strangers or modality in OWN_MODALITIES:
+        raise UserError(
+            f"model.supported_modality={modality} and a task that serves {serves}; set "
+            f"model.supported_modality={own}, or choose the task of that modality"
+        )
 
 
 def elsewhere(cfg, name: str, default):

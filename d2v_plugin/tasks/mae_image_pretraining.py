@@ -16,11 +16,10 @@ from d2v_plugin.data.images.geometry import CropRule
 from d2v_plugin.data.images.io import MAX_PIXELS
 from d2v_plugin.data.images.source import KINDS, find_images
 from d2v_plugin.errors import UserError
-from d2v_plugin.modalities import modality_name
 from d2v_plugin.tasks._bad_file_reports import BadFileReports
-from d2v_plugin.tasks._fields import check_data, check_max_bad_files, train_subset
+from d2v_plugin.tasks._fields import check_data, check_max_bad_files, check_modality, train_subset
 from d2v_plugin.tasks._forward import named_arguments
-from d2v_plugin.tasks._image_model import check_model, image_masks
+from d2v_plugin.tasks._image_model import MODALITY, check_model, image_masks
 from d2v_plugin.tasks._subsample import check_subsample, subsampled
 
 logger = logging.getLogger(__name__)
@@ -120,13 +119,7 @@ class MaeImagePretrainingTask(BadFileReports, FairseqTask):
         return cls(cfg)
 
     def build_model(self, model_cfg, from_checkpoint=False):
-        modality = getattr(model_cfg, "supported_modality", None)
-        if modality is not None and modality_name(modality) in ("AUDIO", "TEXT"):
-            # before the model is built, which would complain of what that modality lacks
-            raise UserError(
-                f"model.supported_modality={modality_name(modality)} and a task that serves images; set "
-                "model.supported_modality=IMAGE, or choose the task of that modality"
-            )
+        check_modality(model_cfg, MODALITY, "images", strangers=True)
         model = super().build_model(model_cfg, from_checkpoint)
         self.fit_to(model, from_checkpoint)
         return model

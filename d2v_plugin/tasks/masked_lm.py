@@ -19,7 +19,7 @@ from d2v_plugin.data.text.batches import NOTHING, TokenBatches
 from d2v_plugin.data.text.binary import open_tokens
 from d2v_plugin.data.text.pieces import read_symbols
 from d2v_plugin.errors import UserError
-from d2v_plugin.tasks._fields import check_data, is_unset
+from d2v_plugin.tasks._fields import check_data, check_modality, is_unset
 from d2v_plugin.tasks._forward import named_arguments
 
 logger = logging.getLogger(__name__)
@@ -64,13 +64,7 @@ def check_model(cfg, model_cfg) -> None:
     if getattr(model_cfg, "_name", None) == MODEL:
         if not cfg.d2v2_multi:
             raise UserError(f"model {MODEL} needs task.d2v2_multi=true and task.skip_masking=true; set both")
-        modality = getattr(model_cfg, "supported_modality", None)
-        modality = getattr(modality, "name", modality)
-        if modality not in (None, "TEXT"):
-            raise UserError(
-                f"model.supported_modality={modality} and a task that serves text; set model.supported_modality=TEXT, "
-                "or choose the task of that modality"
-            )
+        check_modality(model_cfg, "TEXT", "text")
     check_positions(cfg, model_cfg)
 
 
