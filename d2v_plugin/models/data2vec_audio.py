@@ -10,7 +10,7 @@ from d2v_plugin.errors import UserError
 from d2v_plugin.method.collapse import CollapseWatch
 from d2v_plugin.method.distillation import SelfDistillation
 from d2v_plugin.method.ema import EMATeacher
-from d2v_plugin.method.masking import span_mask
+from d2v_plugin.method.masking import MaskSource, span_mask
 from d2v_plugin.method.regression import loss_scale, over_all_ranks, regression_loss
 from d2v_plugin.method.targets import TargetRecipe
 from d2v_plugin.models.data2vec_audio_config import Data2VecAudioConfig, validate
@@ -20,7 +20,6 @@ from d2v_plugin.modules.grad import scale_gradient
 from d2v_plugin.modules.mel_init import mel_init_
 from d2v_plugin.modules.padding import frame_padding_mask
 from d2v_plugin.modules.transformer import TransformerEncoder
-from d2v_plugin.randomness import DrawStream, data_rank
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ class Data2VecAudioModel(SelfDistillation, BaseFairseqModel):
 
         self.target_recipe = TargetRecipe.from_config(cfg, time_major=True)
         self.watch = CollapseWatch(cfg.min_target_var, cfg.min_pred_var, cfg.collapse_guard_updates, cfg.watch_interval)
-        self._mask_draws = None
+        self.mask_source = MaskSource(None)  # recordings come without numbers here, so nothing is drawn by sample
 
     @classmethod
     def build_model(cls, cfg, task=None):
@@ -104,8 +103,6 @@ class Data2VecAudioModel(SelfDistillation, BaseFairseqModel):
     def _draw_mask(self, kind, lengths, width, min_masks):
         """Host-side (B, width) bool mask from the configuration keys ``mask_*`` or ``mask_channel_*``."""
         cfg = self.cfg
-        if self._mask_draws is None:
-            self._mask_draws = DrawStream("mask", data_rank())
         time_only = {}
         if kind == "mask":
             time_only = {"require_same_masks": cfg.require_same_masks, "mask_dropout": cfg.mask_dropout}
@@ -119,7 +116,7 @@ class Data2VecAudioModel(SelfDistillation, BaseFairseqModel):
             min_masks=min_masks,
             no_overlap=getattr(cfg, f"no_{kind}_overlap"),
             min_space=getattr(cfg, f"{kind}_min_space"),
-            generator=self._mask_draws.generator(),
+            draws=self.mask_source.draws(None, len(lengths), self.num_updates, "cpu"),
             name=kind,
             **time_only,
         )
