@@ -28,9 +28,11 @@ def mel_to_hz(mel: np.ndarray) -> np.ndarray:
     return 700.0 * (10.0 ** (np.asarray(mel, dtype=np.float64) / 2595.0) - 1.0)
 
 
-def mel_filterbank(sample_rate: int, fft_size: int, bands: int = MEL_BANDS) -> np.ndarray:
+def mel_filterbank(
+    sample_rate: int, fft_size: int, bands: int = MEL_BANDS, lowest_hz: float = LOWEST_HZ
+) -> np.ndarray:
     """(bands, fft_size // 2 + 1) triangles of height 1, evenly spaced in mel up to half the sample rate."""
-    edges = mel_to_hz(np.linspace(hz_to_mel(LOWEST_HZ), hz_to_mel(sample_rate / 2), bands + 2))
+    edges = mel_to_hz(np.linspace(hz_to_mel(lowest_hz), hz_to_mel(sample_rate / 2), bands + 2))
     bins = np.arange(fft_size // 2 + 1) * sample_rate / fft_size
     rising = (bins[None] - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - bins[None]) / (edges[2:] - edges[1:-1])[:, None]

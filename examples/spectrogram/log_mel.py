@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 from d2v_plugin.errors import UserError
+from d2v_plugin.eval.mfcc import mel_filterbank
 from d2v_plugin.modalities import register_modality
 from d2v_plugin.modalities.base import ModalityEncoder
 from d2v_plugin.modalities.config import ModalityConfig
@@ -81,15 +81,9 @@ class LogMel(nn.Module):
         return logs[:, : T * self.stack].unflatten(1, (T, self.stack)).flatten(2).to(source.dtype)
 
 
-def mel_filters(sample_rate, window, bands, lowest=60.0):
-    """(bands, window // 2 + 1) triangles, even on the mel scale up to half the sample rate."""
-    ends = 2595 * torch.log10(1 + torch.tensor([lowest, sample_rate / 2]) / 700)
-    edges = 700 * (10 ** (torch.linspace(*ends.tolist(), bands + 2) / 2595) - 1)
-    hz = torch.arange(window // 2 + 1) * sample_rate / window
-    rising = (hz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - hz) / (edges[2:] - edges[1:-1])[:, None]
-    filters = F.relu(torch.minimum(rising, falling))
-    empty = filters.sum(1) == 0
-    if empty.any():
+def mel_filters(sample_rate, window, bands, lowest_hz=60.0):
+    """(bands, window // 2 + 1) fp32 triangles, even on the mel scale up to half the sample rate."""
+    filters = torch.from_numpy(mel_filterbank(sample_rate, window, bands, lowest_hz)).float()
+    if (filters.sum(1) == 0).any():
         raise UserError(f"{bands} mel bands are too many for windows of {window} samples; lower bands")
     return filters
