@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -207,30 +208,20 @@ def load_multi(
     if name != "data2vec_multi":
         raise UserError(f"{path} holds a {name!r} model; this takes data2vec_multi")
     _check_modality(cfg, modality, path)
-    model = _built(cfg, PRETRAINED, _TextStandIn(dictionary) if dictionary is not None else None, untrained_seed)
+    model = _built(cfg, PRETRAINED, SimpleNamespace(source_dictionary=dictionary), untrained_seed)
     if untrained_seed is None:
         _load_weights(model, state["model"], path)
     model.remove_pretraining_modules(modality)
     return model.eval().to(device), cfg
 
 
-class _TextStandIn:
-    """All that a TEXT encoder asks of its task."""
-
-    def __init__(self, dictionary):
-        self.source_dictionary = dictionary
-
-
-class _TaskStandIn:
-    """All that fairseq's CTC model asks of its task."""
-
-    def __init__(self, dictionary):
-        self.target_dictionary = dictionary
-
-
 @_quiet_fairseq()
 def _built(cfg, kind: str, task, seed: int | None) -> nn.Module:
-    """The model with random weights; the caller's random numbers stay as they were."""
+    """The model with random weights; the caller's random numbers stay as they were.
+
+    Args:
+        task: stands in for the task and has all that the model asks of it: a dictionary.
+    """
     from fairseq import models
     from omegaconf import open_dict
 
@@ -298,7 +289,7 @@ def load_model(
             f"{path} does not hold the configuration of its pre-trained model (w2v_args); fine-tune with "
             "fairseq 0.12, which stores it"
         )
-    model = _built(cfg, kind, _TaskStandIn(letters), untrained_seed)
+    model = _built(cfg, kind, SimpleNamespace(target_dictionary=letters), untrained_seed)
     if untrained_seed is None:
         _load_weights(model, state["model"], path)
     if kind == PRETRAINED:
