@@ -4,14 +4,13 @@ import pytest
 from fairseq import tasks
 from tiny_training import CONVOLUTIONS, ROOT, resolved, scaled_down, write_data
 
-import d2v_plugin.data.audio.masks as audio
-import d2v_plugin.data.images.masks as images
+from d2v_plugin.data import block_masks
 from d2v_plugin.method.masking import block_mask
 from d2v_plugin.modules.conv_spec import ConvSpec
 
 FILES = {
-    "audio": (audio, ROOT / "examples" / "speech" / "base_librispeech_v2.yaml", "speech"),
-    "image": (images, ROOT / "examples" / "vision" / "base_imagenet_v2.yaml", "vision"),
+    "audio": (ROOT / "examples" / "speech" / "base_librispeech_v2.yaml", "speech"),
+    "image": (ROOT / "examples" / "vision" / "base_imagenet_v2.yaml", "vision"),
 }
 # two values of each, none of which is a default or stands in one of the files
 GROWN = {
@@ -41,7 +40,7 @@ OWN = ("expand_adjacent", "non_overlapping")
 @pytest.fixture(params=FILES)
 def first_batch(request, tmp_path, monkeypatch):
     """Gives the modality, and a function of further settings: a first batch and what its masks were drawn with."""
-    module, path, kind = FILES[request.param]
+    path, kind = FILES[request.param]
     data = write_data(tmp_path, kind)
     calls = []
 
@@ -49,7 +48,7 @@ def first_batch(request, tmp_path, monkeypatch):
         calls.append({"rows": draws.rows, "grid": grid, **settings})
         return block_mask(draws, grid, **settings)
 
-    monkeypatch.setattr(module, "block_mask", spy)
+    monkeypatch.setattr(block_masks, "block_mask", spy)
 
     def make(**more):
         cfg = resolved(scaled_down(path, data, tmp_path, **more))

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from d2v_plugin.method.masking import SampleDraws, block_mask, block_masked_count
+from d2v_plugin.data.block_masks import BlockMasks
+from d2v_plugin.method.masking import block_masked_count
 from d2v_plugin.modules.conv_spec import ConvSpec
 
 
 @dataclass(frozen=True)
-class AudioMasks:
+class AudioMasks(BlockMasks):
     """Block masks with one number of masked frames in every row of a batch; the fields are those of block_mask.
 
     fairseq draws a mask over each whole recording and cuts a piece out of it for the batch, which leaves rows with
@@ -23,36 +24,15 @@ class AudioMasks:
 
     Args:
         spec: of the model's feature extractor, which says how many frames there are.
-        clones: masks of each recording.
     Raises:
         UserError: settings that cannot work for any recording.
     """
 
     spec: ConvSpec
-    prob: float
-    length: int = 1
-    adjust: float = 0.0
-    inverse: bool = False
-    dropout: float = 0.0
-    clones: int = 1
-    expand_adjacent: bool = False
-    non_overlapping: bool = False
 
     def __post_init__(self):
         # In a recording with room for everything, only settings can be wrong.
-        frames = max(1000, 10 * self.length)
-        block_mask(SampleDraws(0, 0, [0]), (frames,), length=self.length, **self._rule)
-
-    @property
-    def _rule(self) -> dict:
-        return {
-            "prob": self.prob,
-            "adjust": self.adjust,
-            "inverse": self.inverse,
-            "dropout": self.dropout,
-            "expand_adjacent": self.expand_adjacent,
-            "non_overlapping": self.non_overlapping,
-        }
+        self.over((max(1000, 10 * self.length),), 0, 0, [0])
 
     def draw(
         self, seed: int, epoch: int, ids: Sequence[int], lengths: Sequence[int], width: int
@@ -69,11 +49,6 @@ class AudioMasks:
         T = self.spec.frames(width)
         lengths = self.spec.frames(torch.as_tensor(lengths, dtype=torch.long))
         count = block_masked_count((T,), prob=self.prob, inverse=self.inverse, lengths=lengths)
-        mask = block_mask(
-            SampleDraws(seed, epoch, ids, self.clones),
-            (T,),
-            length=min(self.length, T),
-            lengths=lengths.repeat_interleave(self.clones),
-            **self._rule,
-        )
+        per_row = lengths.repeat_interleave(self.clones)
+        mask = self.over((T,), seed, epoch, ids, length=min(self.length, T), lengths=per_row)
         return mask, count

@@ -1,16 +1,17 @@
 """Masks over an image's patches, drawn for a whole batch in the data worker."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from d2v_plugin.data.block_masks import BlockMasks
 from d2v_plugin.errors import UserError
-from d2v_plugin.method.masking import SampleDraws, block_mask, block_masked_count
+from d2v_plugin.method.masking import block_masked_count
 
 
 @dataclass(frozen=True)
-class ImageMasks:
+class ImageMasks(BlockMasks):
     """Block masks with the same number of masked patches in every row; the fields are those of block_mask.
 
     Raises:
@@ -19,14 +20,7 @@ class ImageMasks:
 
     input_size: int
     patch_size: int = 16
-    prob: float = 0.75
-    adjust: float = 0.0
-    length: int = 1
-    inverse: bool = False
-    dropout: float = 0.0
-    clones: int = 1
-    expand_adjacent: bool = False
-    non_overlapping: bool = False
+    prob: float = field(default=0.75, kw_only=True)
 
     def __post_init__(self):
         check_patches(self.input_size, self.patch_size)
@@ -46,22 +40,9 @@ class ImageMasks:
 
     def draw(self, seed: int, epoch: int, ids: Sequence[int]) -> Tensor:
         """(B * clones, patches) bool, True = masked; a function of seed, epoch and each sample's id."""
-        extra = {}
-        if self.length > 1:
-            extra = {
-                "dropout": self.dropout,
-                "expand_adjacent": self.expand_adjacent,
-                "non_overlapping": self.non_overlapping,
-            }
-        return block_mask(
-            SampleDraws(seed, epoch, ids, self.clones),
-            self.grid,
-            prob=self.prob,
-            length=self.length,
-            adjust=self.adjust,
-            inverse=self.inverse,
-            **extra,
-        )
+        # fairseq draws single patches without these
+        plain = {"dropout": 0.0, "expand_adjacent": False, "non_overlapping": False} if self.length == 1 else {}
+        return self.over(self.grid, seed, epoch, ids, **plain)
 
 
 def check_patches(input_size: int, patch_size: int) -> None:
