@@ -5,7 +5,7 @@ from pathlib import Path
 import fairseq
 import pytest
 from omegaconf import OmegaConf
-from tiny_training import ROOT, modality, scaled_down, train, write_data
+from tiny_training import ROOT, modality, scaled_down, train
 
 from d2v_plugin.checkpoints import read_checkpoint
 
@@ -23,19 +23,6 @@ def pretraining_files():
 
 
 FILES = list(pretraining_files())
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Gives the folder with data of a modality, written when first asked for."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            made[name] = write_data(tmp_path_factory.mktemp(name), name)
-        return made[name]
-
-    return get
 
 
 def test_all_of_them_are_found():

@@ -9,7 +9,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from tiny_training import ROOT, compose_config, modality, register, scaled_down, train, write_data
+from tiny_training import ROOT, compose_config, modality, register, scaled_down, train
 
 from d2v_plugin.checkpoints import read_checkpoint
 
@@ -27,19 +27,6 @@ def header(path: Path) -> str:
             break
         lines.append(line.removeprefix("#").strip())
     return "\n".join(lines)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Gives the folder with data of a modality, written when first asked for."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            made[name] = write_data(tmp_path_factory.mktemp(name), name)
-        return made[name]
-
-    return get
 
 
 @pytest.fixture(scope="module")
