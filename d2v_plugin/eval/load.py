@@ -6,23 +6,19 @@ configuration inside it builds the model, and the weights must fit it exactly.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from d2v_plugin.checkpoints import read_checkpoint
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval.networks import MultiNetwork, Network
-from d2v_plugin.modalities import modality_name
-from d2v_plugin.register import register_plugin
+from d2v_plugin.rebuild import built, check_modality, configuration, load_weights, quiet_fairseq
 
 CTC = "ctc"
 PRETRAINED = "pre-trained"
@@ -113,31 +109,6 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-@contextlib.contextmanager
-def _quiet_fairseq() -> Iterator[None]:
-    """fairseq tells about optional packages when imported, and logs whole configurations when it builds a model."""
-    logger = logging.getLogger("fairseq")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _configuration(state: dict, path: Path):
-    """The training configuration as an OmegaConf node; checkpoints of before 2021 hold a Namespace."""
-    from omegaconf import OmegaConf
-
-    if state.get("cfg") is not None:
-        return OmegaConf.create(state["cfg"])
-    if state.get("args") is not None:
-        from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-
-        return convert_namespace_to_omegaconf(state["args"])
-    raise UserError(f"{path} has no training configuration, so the model cannot be built; give the file fairseq wrote")
-
-
 def _dictionary(state: dict, cfg, path: Path, given: Path | None, manifest: Path | None):
     """The output letters: from --dict, else the checkpoint's own, else beside the manifest, else where it trained."""
     from fairseq.data.dictionary import Dictionary
@@ -181,13 +152,6 @@ def _kind(cfg, path: Path, want: str | None) -> tuple[str, str]:
     return name, kind
 
 
-def _check_modality(cfg, wanted: str, path: Path) -> None:
-    """Raises ``UserError`` where a ``data2vec_multi`` file is known to be of another modality."""
-    found = cfg.model.get("supported_modality")
-    if found is not None and modality_name(found) != wanted:
-        raise UserError(f"{path} was trained on {modality_name(found)}; this needs a model of {wanted}")
-
-
 def load_multi(
     path: Path, modality: str, *, dictionary=None, untrained_seed: int | None = None, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, Any]:
@@ -203,60 +167,19 @@ def load_multi(
         UserError: one line on what is wrong and what to change.
     """
     state = read_checkpoint(path, keys=("model",))
-    cfg = _configuration(state, path)
+    cfg = configuration(state, path)
     name = str(cfg.model.get("_name"))
     if name != "data2vec_multi":
         raise UserError(f"{path} holds a {name!r} model; this takes data2vec_multi")
-    _check_modality(cfg, modality, path)
-    model = _built(cfg, PRETRAINED, SimpleNamespace(source_dictionary=dictionary), untrained_seed)
+    check_modality(cfg, modality, path)
+    model = built(cfg, SimpleNamespace(source_dictionary=dictionary), untrained_seed)
     if untrained_seed is None:
-        _load_weights(model, state["model"], path)
+        load_weights(model, state["model"], path)
     model.remove_pretraining_modules(modality)
     return model.eval().to(device), cfg
 
 
-@_quiet_fairseq()
-def _built(cfg, kind: str, task, seed: int | None) -> nn.Module:
-    """The model with random weights; the caller's random numbers stay as they were.
-
-    Args:
-        task: stands in for the task and has all that the model asks of it: a dictionary.
-    """
-    from fairseq import models
-    from omegaconf import open_dict
-
-    register_plugin()
-    with open_dict(cfg):
-        if kind == CTC:
-            # paths of the training machine: w2v_args below replaces the first, nothing reads the second
-            cfg.model.w2v_path = "-"
-            cfg.model.data = "-"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
-        return models.build_model(cfg.model, task, from_checkpoint=True)
-
-
-def _load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Strictly; the EMA teacher, which only training needs, is left out."""
-    weights = {key: value for key, value in weights.items() if key != "_ema"}
-    if getattr(model, "ema", None) is not None:
-        model.ema = None
-    try:
-        model.load_state_dict(weights, strict=True)
-    except (RuntimeError, UserError) as error:  # torch's own, or what data2vec_audio makes of it
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"the weights of {path} do not fit the model its configuration describes: {reason[:300]}"
-        ) from error
-    broken = next((key for key, value in model.named_parameters() if not bool(value.isfinite().all())), None)
-    if broken is not None:
-        raise UserError(
-            f"the weights of {path} are NaN or infinite (first in {broken}), so it answers nothing; its training "
-            "diverged, take an earlier checkpoint"
-        )
-
-
-@_quiet_fairseq()
+@quiet_fairseq()
 def load_model(
     path: Path,
     *,
@@ -278,20 +201,26 @@ def load_model(
     Raises:
         UserError: one line on what is wrong and what to change.
     """
+    from omegaconf import open_dict
+
     state = read_checkpoint(path, keys=("model",))
-    cfg = _configuration(state, path)
+    cfg = configuration(state, path)
     name, kind = _kind(cfg, path, want)
     letters = _dictionary(state, cfg, path, dictionary, manifest) if kind == CTC else None
     if name == "data2vec_multi":
-        _check_modality(cfg, "AUDIO", path)
+        check_modality(cfg, "AUDIO", path)
     if kind == CTC and cfg.model.get("w2v_args") is None:
         raise UserError(
             f"{path} does not hold the configuration of its pre-trained model (w2v_args); fine-tune with "
             "fairseq 0.12, which stores it"
         )
-    model = _built(cfg, kind, SimpleNamespace(target_dictionary=letters), untrained_seed)
+    if kind == CTC:
+        # paths of the training machine: w2v_args replaces the first, nothing reads the second
+        with open_dict(cfg):
+            cfg.model.w2v_path = cfg.model.data = "-"
+    model = built(cfg, SimpleNamespace(target_dictionary=letters), untrained_seed)
     if untrained_seed is None:
-        _load_weights(model, state["model"], path)
+        load_weights(model, state["model"], path)
     if kind == PRETRAINED:
         model.remove_pretraining_modules()
     model.eval()
