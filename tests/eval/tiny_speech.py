@@ -43,7 +43,7 @@ def write_corpus(folder: Path, seed: int = 0) -> Corpus:
 def pretraining_cfg(mode: str, norm_first: bool) -> dict:
     from omegaconf import OmegaConf
 
-    from d2v_plugin.eval.load import register_plugin
+    from d2v_plugin.register import register_plugin
 
     register_plugin()
     from d2v_plugin.models.data2vec_audio import Data2VecAudioConfig
