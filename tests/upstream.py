@@ -2,7 +2,7 @@
 
 It does not import on a current stack, so while it does: dataclasses get a hash (Python 3.11 refuses
 mutable defaults), registration is switched off (our models carry the same names), timm has stand-ins,
-NumPy its old ``np.float``, and packages whose ``__init__`` asks for torchvision are entered without it.
+NumPy its old ``np.float`` and ``np.int``, and packages whose ``__init__`` asks for torchvision are entered without it.
 """
 
 import contextlib
@@ -64,6 +64,7 @@ def current_stack():
         mock.patch.object(fairseq.models, "register_model", unregistered),
         mock.patch.dict(sys.modules, timm_stand_in.modules()),
         mock.patch.object(np, "float", float, create=True),
+        mock.patch.object(np, "int", int, create=True),
     ):
         before = set(sys.modules)
         yield

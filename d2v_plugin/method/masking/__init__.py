@@ -1,5 +1,9 @@
-"""Masks for all modalities: spans (1.0), blocks and single positions (2.0), and the numbers they are drawn from."""
+"""Masks for all modalities, and the numbers they are drawn from.
 
+Spans (1.0 for speech and text), blocks of BEiT (1.0 for images), blocks and single positions (2.0).
+"""
+
+from d2v_plugin.method.masking.beit_blocks import BeitMasks
 from d2v_plugin.method.masking.blocks import block_mask, block_masked_count
 from d2v_plugin.method.masking.counts import same_count
 from d2v_plugin.method.masking.draws import GeneratorDraws, SampleDraws
@@ -8,6 +12,7 @@ from d2v_plugin.method.masking.sources import MaskSource
 from d2v_plugin.method.masking.spans import span_mask
 
 __all__ = [
+    "BeitMasks",
     "GeneratorDraws",
     "MaskSource",
     "SampleDraws",
