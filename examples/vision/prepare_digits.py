@@ -8,6 +8,9 @@ handwritten digits", E. Alpaydin and C. Kaynak, UCI 1998, CC BY 4.0), so nothing
 Written below DIR: ``{train,valid,test}/{0..9}/NNNN.png``, 8-bit grey, with the digit's number in scikit-learn's order.
 The division depends on the pixels only: a fifth of the images goes to test and a tenth to valid, and images that are
 the same pixel by pixel stay together.
+
+``--labels 10 100`` adds folders ``train_10_1``, ``train_10_2`` ..., each with that many images of train, as many of
+each digit, for training with few labels. ``--draws`` says how many folders of each size, drawn independently.
 """
 
 import argparse
@@ -30,9 +33,14 @@ LEVELS = 16  # pixels are 0 to this
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dest", required=True, type=Path, help="folder to write to")
+    parser.add_argument("--labels", type=int, nargs="+", default=[], metavar="N", help="sizes of small training parts")
+    parser.add_argument("--draws", type=int, default=3, metavar="N", help="small parts of each size (default 3)")
     args = parser.parse_args(argv)
     try:
         counts = write_digits(args.dest, *load_digits())
+        for labels in args.labels:
+            for draw in range(1, args.draws + 1):
+                write_few(args.dest, labels, draw)
     except UserError as error:
         print(f"prepare_digits: error: {error}", file=sys.stderr)
         return 2
@@ -67,6 +75,21 @@ def write_digits(dest: Path, images: np.ndarray, digits: np.ndarray) -> Counter:
     except OSError as error:
         raise UserError(f"{dest}: cannot be written ({error.strerror}); choose another --dest") from None
     return counts
+
+
+def write_few(dest: Path, labels: int, draw: int) -> None:
+    """Copy ``labels`` images of train, as many of each digit, to ``train_<labels>_<draw>``; anew."""
+    folder = dest / f"train_{labels}_{draw}"
+    shutil.rmtree(folder, ignore_errors=True)
+    digits = {path.name: sorted(path.iterdir()) for path in (dest / "train").iterdir()}
+    each, uneven = divmod(labels, len(digits))
+    fewest = min(map(len, digits.values()))
+    if uneven or not 0 < each <= fewest:
+        raise UserError(f"--labels {labels}: give multiples of {len(digits)} up to {len(digits) * fewest}")
+    for digit, images in digits.items():
+        (folder / digit).mkdir(parents=True)
+        for image in sorted(images, key=lambda path: share(path.name, draw))[:each]:
+            shutil.copy(image, folder / digit)
 
 
 def split_of(picture: np.ndarray) -> str:

@@ -156,6 +156,20 @@ def test_the_division_repeats_and_keeps_copies_together(script, tmp_path):
     assert all(split[n] == split[n + 30] for n in range(30))
 
 
+def test_parts_with_few_labels(script, tmp_path, capsys):
+    words = ["--dest", str(tmp_path), "--draws", "2", "--labels"]
+    assert script["main"]([*words, "10", "30"]) == 0
+    chosen = {}
+    for name, each in (("train_10_1", 1), ("train_10_2", 1), ("train_30_1", 3), ("train_30_2", 3)):
+        index = find_images([str(tmp_path)], name)
+        assert np.bincount(index.labels).tolist() == [each] * 10
+        chosen[name] = {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*.png")}
+        assert all((tmp_path / "train" / path).is_file() for path in chosen[name])
+    assert chosen["train_10_1"] != chosen["train_10_2"] and chosen["train_30_1"] > chosen["train_10_1"]
+    assert script["main"]([*words, "15"]) == 2
+    assert "--labels 15: give multiples of 10 up to 1" in capsys.readouterr().err
+
+
 def test_a_folder_that_cannot_be_written(script, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert script["main"](["--dest", str(tmp_path / "file")]) == 2
