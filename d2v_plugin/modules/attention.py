@@ -101,9 +101,13 @@ class FusedSelfAttention(nn.Module):
 
     def forward(self, x, padding_mask=None, bias=None):
         """(B, T, C) -> (B, T, C); ``padding_mask`` and ``bias`` as in ``attend``."""
-        q, k, v = (_split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = (_split_heads(part, self.heads) for part in self.projected(x).chunk(3, dim=-1))
         y = attend(q, k, v, padding_mask=padding_mask, bias=bias, dropout=self.dropout if self.training else 0.0)
         return self.proj(y.transpose(1, 2).flatten(2))
+
+    def projected(self, x):
+        """(B, T, C) -> (B, T, 3 C): queries, keys and values."""
+        return self.qkv(x)
 
 
 class CrossAttention(nn.Module):

@@ -21,3 +21,11 @@ def xavier_init(module):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def beit_init(module):
+    """For ``Module.apply``: weights of linear layers and convolutions from N(0, 0.02), biases 0; as BEiT."""
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

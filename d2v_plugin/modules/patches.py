@@ -4,6 +4,7 @@ import torch
 import torch.nn as nn
 
 from d2v_plugin.errors import UserError
+from d2v_plugin.modules.init import beit_init
 
 
 class PatchEmbed(nn.Module):
@@ -15,14 +16,22 @@ class PatchEmbed(nn.Module):
         channels: C.
     """
 
+    # how the configuration calls the size and the channels, for messages
+    fields = ("input_size", "in_chans")
+
     def __init__(self, image_size, patch_size, in_channels, channels):
         super().__init__()
-        if patch_size < 1 or image_size % patch_size:
-            raise UserError(f"input_size {image_size} is not a multiple of patch_size {patch_size}; change one of them")
+        if patch_size < 1 or image_size < 1 or image_size % patch_size:
+            raise UserError(
+                f"{self.fields[0]} {image_size} is not a multiple of patch_size {patch_size}; change one of them"
+            )
         self.image_size, self.in_channels = image_size, in_channels
         self.side = image_size // patch_size
-        self.proj = nn.Conv2d(in_channels, channels, patch_size, stride=patch_size)
-        nn.init.xavier_uniform_(self.proj.weight.view(channels, -1))
+        self._make(nn.Conv2d(in_channels, channels, patch_size, stride=patch_size))
+
+    def _make(self, convolution):
+        self.proj = convolution
+        nn.init.xavier_uniform_(convolution.weight.view(len(convolution.weight), -1))
 
     def forward(self, images):
         """(B, in_channels, image_size, image_size) -> (B, side * side, C), row by row.
@@ -32,13 +41,23 @@ class PatchEmbed(nn.Module):
         """
         expected = (self.in_channels, self.image_size, self.image_size)
         if tuple(images.shape[1:]) != expected:
-            change = "set task.input_size to the model's input_size"
+            size, channels = self.fields
+            change = f"set task.input_size to the model's {size}"
             if images.shape[1] != self.in_channels:
-                change = f"set in_chans to {images.shape[1]}"
-            raise UserError(
-                f"the model takes images of shape {expected} and got {tuple(images.shape[1:])}; {change}"
-            )
-        return self.proj(images).flatten(2).transpose(1, 2)
+                change = f"set {channels} to {images.shape[1]}"
+            raise UserError(f"the model takes images of shape {expected} and got {tuple(images.shape[1:])}; {change}")
+        (convolution,) = self.children()
+        return convolution(images).flatten(2).transpose(1, 2)
+
+
+class BeitPatchEmbed(PatchEmbed):
+    """The same with the key ``conv`` of data2vec 1.0, and BEiT's initial weights."""
+
+    fields = ("image_size", "in_channels")
+
+    def _make(self, convolution):
+        self.conv = convolution
+        beit_init(convolution)
 
 
 def patchify(images, patch_size):

@@ -1,15 +1,20 @@
-"""ALiBi: a bias on attention logits that falls with the distance of two positions, computed from the positions.
+"""Biases on attention logits: ALiBi, which falls with the distance of two positions, and BEiT's, learned by offset.
+
+ALiBi is computed from the positions:
 
     bias[b, h, i, j] = -scale[h] * slope[h] * distance(position[b, i], position[b, j])
 
 Positions are those of the whole sequence, so tokens that remain after masked ones were dropped keep their distances.
-Sources: Press et al., arXiv:2108.12409 (slopes); symmetric, as data2vec 2.0 for speech, arXiv:2212.07525.
+Sources: Press et al., arXiv:2108.12409 (slopes); symmetric, as data2vec 2.0 for speech, arXiv:2212.07525. Bao et al.,
+arXiv:2106.08254 (BEiT).
 """
 
 import math
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
 
 from d2v_plugin.errors import UserError
 
@@ -100,3 +105,59 @@ class PositionBias:
         if self.distance == "euclidean":
             return apart.square().sum(-1).sqrt()
         return apart.abs().sum(-1)
+
+
+@dataclass
+class DenseBias:
+    """A bias that all rows share and that is there already: ``values`` (1, H, T, T)."""
+
+    values: torch.Tensor
+    rows = 1
+
+    def part(self, rows):
+        """The bias of a slice of the rows."""
+        return self
+
+    def dense(self):
+        """(1, H, T, T)."""
+        return self.values
+
+
+def relative_position_index(side):
+    """Which row of the table biases a pair of tokens, the class token first: (1 + side**2, 1 + side**2) int64.
+
+    Row ``(dy + side - 1) * (2 * side - 1) + dx + side - 1`` is that of patches ``dy`` rows and ``dx`` columns apart;
+    the last three are those of the class token to a patch, of a patch to it, and of it to itself.
+    """
+    line = torch.arange(side)
+    places = torch.cartesian_prod(line, line)
+    apart = places[:, None] - places[None] + side - 1
+    offsets = (2 * side - 1) ** 2
+    index = torch.empty(side**2 + 1, side**2 + 1, dtype=torch.long)
+    index[1:, 1:] = apart[..., 0] * (2 * side - 1) + apart[..., 1]
+    index[0], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
+    return index
+
+
+def add_relative_positions(module, side, heads):
+    """Give ``module`` a learned bias of each offset between patches of a square image, with upstream's names."""
+    index = relative_position_index(side)
+    module.relative_position_bias_table = nn.Parameter(torch.zeros(int(index.max()) + 1, heads))
+    module.register_buffer("relative_position_index", index)
+
+
+def relative_bias(module):
+    """``DenseBias`` of the class token and all patches, from what ``add_relative_positions`` gave."""
+    values = F.embedding(module.relative_position_index, module.relative_position_bias_table)
+    return DenseBias(values.permute(2, 0, 1).unsqueeze(0).contiguous())
+
+
+class RelativePositionBias(nn.Module):
+    """One such bias for several blocks: the module returns it."""
+
+    def __init__(self, side, heads):
+        super().__init__()
+        add_relative_positions(self, side, heads)
+
+    def forward(self):
+        return relative_bias(self)
