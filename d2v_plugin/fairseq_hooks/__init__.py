@@ -13,6 +13,7 @@ from d2v_plugin.fairseq_hooks import (
     errors,
     fine_tuning,
     loading,
+    pretrained_configuration,
     repeated_warnings,
     resuming,
     saving,
@@ -32,6 +33,7 @@ def install() -> None:
     loading.install()
     resuming.install()
     fine_tuning.install()
+    pretrained_configuration.install()
     broadcast.install()
     edit_distance.install()
     schedules.install()

@@ -1,5 +1,8 @@
 """A student with its EMA teacher: when the teacher moves, and how both are saved and restored."""
 
+import contextlib
+from collections.abc import Iterator
+
 from d2v_plugin.errors import UserError
 from d2v_plugin.method.ema import EMATeacher, annealed_decay
 
@@ -19,6 +22,8 @@ class SelfDistillation:
 
     ema: EMATeacher | None = None
     num_updates = 0
+    # "file" or "student" while weights are loaded for a new run; None where loading goes on with the run that saved
+    _teacher_of_new_run: str | None = None
 
     def set_num_updates(self, num_updates):
         """Called by fairseq at the start of every batch, and on loading; the teacher moves once per update.
@@ -63,9 +68,38 @@ class SelfDistillation:
                 f"trained with, or another checkpoint. {details[:300]}"
             ) from error
 
+    @contextlib.contextmanager
+    def beginning_with_weights(self, teacher: str = "file") -> Iterator[None]:
+        """Weights that are loaded inside are those a new run begins with: update 0, the decay from its first value.
+
+        Args:
+            teacher: "file" takes the teacher that was saved, where there is one; "student" makes it, as in a fresh run,
+                a copy of the student.
+        """
+        pretraining, self._teacher_of_new_run = self._pretraining, teacher
+        try:
+            yield
+        finally:
+            teacher, self._teacher_of_new_run = self._teacher_of_new_run, None
+        self.num_updates = 0
+        if not pretraining:
+            return
+        if teacher == "student" or self.ema is None:
+            # without the old one, which a copy of the whole student would hold
+            self.ema = None
+            self.ema = self.make_teacher()
+            # one that runs in fp32 is made of a student that may have become half precision
+            self.ema.apply(lambda tensor: tensor)
+        self.ema.updates, self.ema.decay = 0, self._decay(0)
+
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         teacher = state_dict.pop(prefix + "_ema", None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if self._teacher_of_new_run is not None and teacher is None:
+            self._teacher_of_new_run = "student"
+        if self._teacher_of_new_run == "student":
+            # made when the student's weights are there, which are loaded after this
+            return
         if teacher is not None and self._pretraining:
             if self.ema is None:
                 self.ema = self.make_teacher()
