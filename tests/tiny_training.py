@@ -25,6 +25,7 @@ DATA = {
     "speech": {"dataset.max_tokens": 24_000},
     "vision": {"dataset.batch_size": 4, "task.input_size": 48},
     "text": {"dataset.batch_size": 4, "task.tokens_per_sample": 32},
+    "glue": {"dataset.batch_size": 8, "task.max_positions": 64},
 }
 # Where runs may write beside checkpoint.save_dir. Upstream's files name a folder where the test was started and one on
 # a disk of its cluster, and fairseq's default is one that all runs share.
@@ -38,6 +39,14 @@ SMALL_AUDIO = {
     "model.encoder_attention_heads": 4,
     "model.average_top_k_layers": 2,
     "model.conv_feature_layers": CONVOLUTIONS,
+}
+# 64 positions: fine-tuning goes on with them
+SMALL_TEXT_V1 = {
+    "model.transformer.max_source_positions": 64,
+    "model.transformer.encoder.embed_dim": 32,
+    "model.transformer.encoder.ffn_embed_dim": 64,
+    "model.transformer.encoder.layers": 2,
+    "model.transformer.encoder.attention_heads": 4,
 }
 SMALL_MULTI = {
     "model.depth": 2,
@@ -76,6 +85,8 @@ def compose_config(path: Path) -> DictConfig:
 def modality(cfg) -> str:
     """Which of the data that ``write_data`` knows the task of a configuration reads."""
     name = cfg["task"]["_name"]
+    if "sentence_prediction" in name:
+        return "glue"
     return "vision" if "image" in name else "text" if "masked_lm" in name else "speech"
 
 
@@ -103,6 +114,17 @@ def _short_schedule(cfg: DictConfig) -> dict:
     return {"lr_scheduler.warmup_updates": 1} if "warmup_updates" in cfg.lr_scheduler else {}
 
 
+def _small_glue(path: Path, data: Path, cfg: DictConfig, pretrained: Path | None) -> dict:
+    """Values for one of GLUE's tasks, which are folders below ``data``, from a tiny checkpoint of pre-training."""
+    values = {"task.data": str(data / "bin" / path.stem)}
+    if cfg.model._name == "data2vec_text_classification":
+        return values | {"model.model_path": str(pretrained)}
+    values |= SMALL_TEXT_V1
+    if "restore_file" in cfg.checkpoint and OmegaConf.is_missing(cfg.checkpoint, "restore_file"):
+        return values | {"checkpoint.restore_file": str(pretrained)}
+    return values | {"checkpoint.finetune_from_model": str(pretrained)}
+
+
 def scaled_down(path: Path, data: Path, save_dir: Path, pretrained: Path | None = None, **more) -> DictConfig:
     """``compose_config`` with small sizes; ``more`` are further values, "__" for the dot in a key."""
     cfg = compose_config(path)
@@ -112,7 +134,9 @@ def scaled_down(path: Path, data: Path, save_dir: Path, pretrained: Path | None 
     for key, name in WRITTEN.items():
         if OmegaConf.select(cfg, key):
             values[key] = str(save_dir / name)
-    if cfg.model._name == "wav2vec_ctc":
+    if modality(cfg) == "glue":
+        values |= _small_glue(path, data, cfg, pretrained)
+    elif cfg.model._name == "wav2vec_ctc":
         # Channel masks longer than the model is wide cannot be drawn.
         values |= {"model.mask_channel_length": 8}
         if pretrained is not None:

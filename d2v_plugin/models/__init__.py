@@ -5,4 +5,5 @@ criterion and the optimiser come along here.
 """
 
 import d2v_plugin.criterions.d2v_regression  # noqa: F401
+import d2v_plugin.criterions.d2v_sentence_prediction  # noqa: F401
 import d2v_plugin.optim.adamw  # noqa: F401
