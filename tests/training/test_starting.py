@@ -4,10 +4,15 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_training import ROOT, scaled_down, train, write_data
+import upstream
+from omegaconf import OmegaConf
+from tiny_training import ROOT, resolved, scaled_down, train, write_data
 from training_state import assert_equal, flatten
 
 from d2v_plugin.checkpoints import read_checkpoint
@@ -297,3 +302,88 @@ def test_a_fine_tuned_model_goes_on_with_other_recordings(one, data, tmp_path, t
     train(scaled_down(CTC, data, second, folder / "checkpoint_last.pt", **more))
     assert "it holds no teacher" in only(told())
     assert moved(last(first)["model"], last(second)["model"]) == set()
+
+
+def test_weights_that_upstream_saved(data, tmp_path, told):
+    """Upstream's own model writes the file; ours begins with its student and its teacher."""
+    path, out, source = ROOT / "examples" / FILES["1.0"], tmp_path / "run", tmp_path / "upstream.pt"
+    cfg = resolved(scaled_down(path, data, out, checkpoint__init_from=str(source), **STILL))
+    module = upstream.load("data2vec_audio")
+    known = module.Data2VecAudioConfig.__dataclass_fields__
+    fields = {key: value for key, value in OmegaConf.to_container(cfg.model).items() if key in known}
+    theirs = module.Data2VecAudioModel(module.Data2VecAudioConfig(**fields))
+    theirs.set_num_updates(0)
+    for value in theirs.ema.fp32_params.values():
+        value.add_(1.0)
+    history = {"num_updates": 400_000, "criterion_name": "ModelCriterion", "optimizer_name": "FairseqAdam"}
+    state = {
+        "cfg": {"model": {**fields, "_name": "data2vec_audio"}, "task": {"_name": "audio_pretraining", "data": "gone"}},
+        "args": None,
+        "model": theirs.state_dict(),
+        "optimizer_history": [{**history, "lr_scheduler_state": {"best": None}}],
+        "extra_state": {"train_iterator": {"epoch": 2}, "val_loss": None},
+        "task_state": {},
+        "last_optimizer_state": None,
+    }
+    torch.save(state, source)
+    train(scaled_down(path, data, out, checkpoint__init_from=str(source), **STILL))
+    assert only(told()).startswith(f"start: init_from {source}, saved at update 400000: weights only (student and")
+    found = last(out)["model"]
+    assert moved(state["model"]["_ema"], found["_ema"]) == set()
+    name = "encoder.layers.0.fc1.weight"
+    assert torch.equal(found[name], state["model"][name])
+
+
+def _agree(rank: int, port: int, folder: str, save_dirs: list[str]) -> None:
+    """What each of two processes is told about each folder; the second is shown a folder that is not there."""
+    from d2v_plugin.fairseq_hooks import install
+    from d2v_plugin.fairseq_hooks.resuming import agreed_start
+
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    install()
+    found = []
+    for save_dir in save_dirs:
+        checkpoint = {"save_dir": save_dir if rank == 0 else "gone", "restore_file": "checkpoint_last.pt"}
+        trainer = SimpleNamespace(
+            data_parallel_rank=rank,
+            data_parallel_world_size=2,
+            data_parallel_process_group=torch.distributed.group.WORLD,
+            device=torch.device("cpu"),
+            checkpoint_suffix="",
+            cfg=OmegaConf.create({"checkpoint": checkpoint, "optimization": {"max_update": 4}}),
+        )
+        try:
+            start = agreed_start(trainer)
+            found.append((start.kind, start.path))
+        except UserError as error:
+            found.append(("refused", str(error)))
+    torch.save(found, os.path.join(folder, f"{rank}.pt"))
+    torch.distributed.destroy_process_group()
+
+
+def test_every_process_starts_as_the_first_decided(one, tmp_path):
+    """A shared disk may show a file to one machine later than to another."""
+    _, folder = one
+    (tmp_path / "bad").mkdir()
+    shutil.copy(folder / "checkpoint_last.pt", tmp_path / "bad" / "checkpoint_best.pt")
+    save_dirs = [str(folder), str(tmp_path / "new"), str(tmp_path / "bad")]
+    port = 31_000 + os.getpid() % 2000
+    torch.multiprocessing.spawn(_agree, args=(port, str(tmp_path), save_dirs), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first == second
+    assert first[:2] == [("resume", f"{folder}/checkpoint_last.pt"), ("fresh", None)]
+    assert first[2][0] == "refused" and "holds checkpoint_best.pt" in first[2][1]
+
+
+def test_the_words_on_the_command_line(data, tmp_path):
+    """Hydra takes fields that are not in fairseq's schema with a plus sign."""
+    words = [sys.executable, "-m", "fairseq_cli.hydra_train", "--config-dir", "examples/speech"]
+    words += ["--config-name", "base_librispeech", f"task.data={data}", f"checkpoint.save_dir={tmp_path}"]
+    words += ["distributed_training.distributed_world_size=1", "common.cpu=true", "common.fp16=false"]
+    words += ["+checkpoint.start=resume", "+checkpoint.init_from=x.pt", "+checkpoint.init_teacher=student"]
+    words += ["++model.encoder_layers=1", "++model.encoder_embed_dim=32", "++model.encoder_attention_heads=4"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    expected = f"d2v: error: checkpoint.start=resume and there is no {tmp_path}/checkpoint_last.pt"
+    assert done.stderr.splitlines()[-1].startswith(expected), done.stderr
