@@ -62,7 +62,7 @@ def load_labels(
         UserError: missing file, another number of lines than the manifest, or an unknown symbol; one line.
     """
     path = os.fspath(path)
-    lines = _read_lines(path)
+    lines = read_lines(path)
     while len(lines) > total and not lines[-1].strip():
         lines.pop()
     if len(lines) != total:
@@ -89,7 +89,8 @@ def load_labels(
     return Labels(path, np.asarray(rows), tokens, offsets)
 
 
-def _read_lines(path: str) -> list[str]:
+def read_lines(path: str) -> list[str]:
+    """The lines of a label file. Raises ``UserError`` where it is missing or no UTF-8 text."""
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().split("\n")
