@@ -3,6 +3,7 @@
 It does not import on a current stack, so while it does: dataclasses get a hash (Python 3.11 refuses
 mutable defaults), registration is switched off (our models carry the same names), timm has stand-ins,
 NumPy its old ``np.float`` and ``np.int``, and packages whose ``__init__`` asks for torchvision are entered without it.
+fairseq's own ``TransformerConfig``, a default of 1.0 text, gets a hash like the others.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import fairseq
 import fairseq.models
 import numpy as np
 import timm_stand_in
+from fairseq.models.transformer import TransformerConfig
 
 ROOT = Path(fairseq.__file__).parent / "examples"
 SOURCE = ROOT / "data2vec" / "models"
@@ -61,6 +63,7 @@ def current_stack():
 
     with (
         mock.patch.object(dataclasses, "dataclass", hashable),
+        mock.patch.object(TransformerConfig, "__hash__", object.__hash__),
         mock.patch.object(fairseq.models, "register_model", unregistered),
         mock.patch.dict(sys.modules, timm_stand_in.modules()),
         mock.patch.object(np, "float", float, create=True),

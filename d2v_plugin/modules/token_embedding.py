@@ -22,6 +22,7 @@ class TokenEmbedding(nn.Module):
         scale: multiply embeddings by sqrt(C).
         norm: layer norm at the end.
         dropout: after the norm.
+        setting: the configuration key of ``max_positions``, for messages.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class TokenEmbedding(nn.Module):
         scale=False,
         norm=True,
         dropout=0.0,
+        setting="model.modalities.text.max_source_positions",
     ):
         super().__init__()
-        self.padding_idx, self.max_positions = padding_idx, max_positions
+        self.padding_idx, self.max_positions, self._setting = padding_idx, max_positions, setting
         self.embed_tokens = nn.Embedding(vocabulary, channels, padding_idx)
         self.embed_positions = None
         if positions:
@@ -53,12 +55,16 @@ class TokenEmbedding(nn.Module):
         Raises:
             UserError: more tokens than there are positions.
         """
-        x = self.scale * self.embed_tokens(tokens)
+        return self.placed(self.scale * self.embed_tokens(tokens), tokens)
+
+    def placed(self, embedded, tokens):
+        """``forward`` for tokens that are vectors already, (B, T, C), ``scale`` included."""
+        x = embedded
         if self.embed_positions is not None:
             if tokens.shape[1] > self.max_positions:
                 raise UserError(
                     f"a sequence of {tokens.shape[1]} tokens is longer than max_source_positions {self.max_positions}; "
-                    "lower task.tokens_per_sample or raise model.modalities.text.max_source_positions"
+                    f"lower task.tokens_per_sample or raise {self._setting}"
                 )
             x = x + self.embed_positions(token_positions(tokens, self.padding_idx))
         if self.layernorm_embedding is not None:

@@ -1,4 +1,4 @@
-"""The transformer encoder of 1.0: post- or pre-norm blocks over convolutional positions."""
+"""The transformer of 1.0: post- or pre-norm blocks, how a stack of them runs, and the encoder of speech around them."""
 
 import torch
 import torch.nn as nn
@@ -60,6 +60,33 @@ class TransformerBlock(nn.Module):
 
     def _drop(self, x):
         return F.dropout(x, self.dropout, self.training)
+
+
+def run_blocks(blocks, x, padding_mask, skipped, *, checkpointing=False, first_result=0, last_layer=None):
+    """Run a stack of ``TransformerBlock``.
+
+    Args:
+        x: (B, T, C).
+        padding_mask: (B, T) bool or None.
+        skipped: a bool for each block, those that LayerDrop leaves out.
+        checkpointing: compute activations again in the backward pass.
+        first_result: collect results from this block (0-based) on.
+        last_layer: stop after this block.
+    Returns:
+        ``(x, results)``; the latter holds ``(x, ffn)`` for each block that ran, both (B, T, C).
+    """
+    results = []
+    for i, block in enumerate(blocks):
+        if not skipped[i]:
+            if checkpointing:
+                x, ffn = checkpoint(block, x, padding_mask, use_reentrant=False)
+            else:
+                x, ffn = block(x, padding_mask)
+            if i >= first_result:
+                results.append((x, ffn))
+        if i == last_layer:
+            break
+    return x, results
 
 
 class TransformerEncoder(nn.Module):
@@ -133,19 +160,16 @@ class TransformerEncoder(nn.Module):
             x = self.layer_norm(x)
         x = F.dropout(x, self.dropout, self.training)
 
-        layer_results = []
-        dropped = self._layers_to_drop()
-        for i, block in enumerate(self.layers):
-            if not dropped[i]:
-                if self.checkpoint_activations and self.training:
-                    x, ffn = checkpoint(block, x, padding_mask, use_reentrant=False)
-                else:
-                    x, ffn = block(x, padding_mask)
-                if i >= first_result:
-                    layer_results.append((x.transpose(0, 1), None, ffn.transpose(0, 1)))
-            if i == last_layer:
-                break
-        return x, layer_results
+        x, results = run_blocks(
+            self.layers,
+            x,
+            padding_mask,
+            self._layers_to_drop(),
+            checkpointing=self.checkpoint_activations and self.training,
+            first_result=first_result,
+            last_layer=last_layer,
+        )
+        return x, [(x.transpose(0, 1), None, ffn.transpose(0, 1)) for x, ffn in results]
 
     def _layers_to_drop(self):
         """One host-side draw for all blocks, alike on all ranks."""
