@@ -382,7 +382,7 @@ def test_the_words_on_the_command_line(data, tmp_path):
     words += ["--config-name", "base_librispeech", f"task.data={data}", f"checkpoint.save_dir={tmp_path}"]
     words += ["distributed_training.distributed_world_size=1", "common.cpu=true", "common.fp16=false"]
     words += ["+checkpoint.start=resume", "+checkpoint.init_from=x.pt", "+checkpoint.init_teacher=student"]
-    words += ["++model.encoder_layers=1", "++model.encoder_embed_dim=32", "++model.encoder_attention_heads=4"]
+    words += ["++model.encoder_layers=8", "++model.encoder_embed_dim=32", "++model.encoder_attention_heads=4"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     expected = f"d2v: error: checkpoint.start=resume and there is no {tmp_path}/checkpoint_last.pt"
