@@ -55,9 +55,10 @@ class D2vRegressionCriterion(FairseqCriterion):
         logging_output.update(_tracked(out))
         if len(losses) > 1:
             logging_output.update({f"loss_{k}": v.detach() for k, v in losses.items()})
-        if "logs" in out:
+        watched = {k: v for k, v in out.get("logs", {}).items() if k not in TRACKED}
+        if watched:
             # Only the first batch of an update looks, so the mean over those that did needs its own count.
-            logging_output.update(out["logs"], _watched=1)
+            logging_output.update(watched, _watched=1)
         if not model.training:
             logging_output = {k: float(v) if torch.is_tensor(v) else v for k, v in logging_output.items()}
         return loss, out["sample_size"], logging_output
@@ -74,9 +75,11 @@ class D2vRegressionCriterion(FairseqCriterion):
         """Aggregate logging outputs over micro-batches and ranks."""
         totals = {k: sum(log.get(k, 0) for log in logging_outputs) for k in COUNTS}
         size = totals["sample_size"]
-        log_mean("loss", totals["loss"] / size, size)
         for k in ("ntokens", "nsentences", "sample_size"):
             log_mean(k, totals[k])
+        # a batch of short texts may have nothing masked
+        size = size.clamp(min=1) if torch.is_tensor(size) else max(size, 1)
+        log_mean("loss", totals["loss"] / size, size)
         for k in sorted({k for log in logging_outputs for k in log} - set(COUNTS)):
             total = sum(log.get(k, 0) for log in logging_outputs)
             if k.startswith("loss_"):

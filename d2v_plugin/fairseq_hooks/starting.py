@@ -247,7 +247,7 @@ def _init(asked: Asked, cfg: Any) -> Start:
         raise UserError(f"checkpoint.init_from={asked.own(path)} does not exist; correct the path")
     saved = _saved(asked.own(path))
     _check_model(saved, cfg, path)
-    has_teacher = "_ema" in (saved.get("model") or {})
+    has_teacher = any(key.rpartition(".")[2] == "_ema" for key in saved.get("model") or {})
     if asked.teacher == "student":
         teacher = "the teacher starts as a copy of the student (checkpoint.init_teacher=student)"
     elif has_teacher:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from d2v_plugin.errors import UserError
 from d2v_plugin.method.ema import EMATeacher, annealed_decay
+from d2v_plugin.method.misfits import misfits_named
 
 
 class SelfDistillation:
@@ -54,19 +55,8 @@ class SelfDistillation:
 
     def load_state_dict(self, state_dict, strict=True, **kwargs):
         """The usual, with a line for people where the weights are those of another model."""
-        try:
+        with misfits_named(self.model_name):
             return super().load_state_dict(state_dict, strict=strict, **kwargs)
-        except RuntimeError as error:
-            details = " ".join(line.strip() for line in str(error).splitlines()[1:])
-            if "embed_tokens" in details and "size mismatch" in details:
-                raise UserError(
-                    "the checkpoint was trained with another vocabulary than this run's dict.txt; use the dictionary "
-                    f"(and the sentencepiece model) of its training. {details[:300]}"
-                ) from error
-            raise UserError(
-                f"the checkpoint's weights do not fit this {self.model_name} model; use the model settings it was "
-                f"trained with, or another checkpoint. {details[:300]}"
-            ) from error
 
     @contextlib.contextmanager
     def beginning_with_weights(self, teacher: str = "file") -> Iterator[None]:

@@ -145,10 +145,6 @@ class Data2VecTextModel(FairseqEncoderModel):
             sentence_encoder.layers = sentence_encoder.layers[: last_layer + 1]
             sentence_encoder.layer_norm = None
 
-    def beginning_with_weights(self, teacher="file"):
-        """See ``SelfDistillation``."""
-        return self.encoder.beginning_with_weights(teacher)
-
     def load_state_dict(self, state_dict, strict=True, **kwargs):
         """The usual, with a line for people where the weights are those of another model."""
         with misfits_named(NAME):

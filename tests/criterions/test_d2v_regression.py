@@ -46,6 +46,12 @@ def test_logs_the_watch_when_it_looked():
     assert float(logs["student_rank"]) == 5 and logs["ema_decay"] == 999
 
 
+def test_what_is_tracked_does_not_count_as_a_look_of_the_watch():
+    model = Model(losses={"r": torch.tensor(1.0)}, sample_size=1, logs={"ema_decay": 999}, ema_decay=999)
+    logs = D2vRegressionCriterion(None)(model, SAMPLE)[2]
+    assert logs["ema_decay"] == 999 and "_watched" not in logs
+
+
 def reduced(logs):
     with metrics.aggregate(new_root=True) as found:
         D2vRegressionCriterion.reduce_metrics(logs)
@@ -55,6 +61,12 @@ def reduced(logs):
 
 def log(**values):
     return {"loss": 6.0, "ntokens": 2, "nsentences": 1, "sample_size": 2, "_world_size": 1, **values}
+
+
+@pytest.mark.parametrize("none", [0, torch.tensor(0)])
+def test_nothing_masked_is_no_loss(none):
+    found = reduced([log(sample_size=none, loss=torch.tensor(0.0))])
+    assert found["loss"] == 0 and found["sample_size"] == 0
 
 
 def test_the_loss_is_per_masked_frame_and_statistics_are_means():
