@@ -1,4 +1,9 @@
-"""``d2v_adamw``: AdamW with decoupled weight decay in one fused pass, and the decay each parameter asks for."""
+"""``d2v_adamw``: AdamW with decoupled weight decay in one fused pass, and the decay and rate each parameter asks for.
+
+A parameter asks with ``optim_overrides = {"optimizer": {"lr_scale": ..., "weight_decay_scale": ...}}``, as it does of
+fairseq's ``composite`` with ``dynamic_groups: true``. That one puts parameters that ask for the same into an optimiser
+of their own, whose rate it scales; the decay it forgets. So inside it only the decay is left to do here.
+"""
 
 import ast
 import logging
@@ -14,7 +19,11 @@ from d2v_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SCALE = "weight_decay_scale"  # key of a parameter's overrides, and of the group it ends up in
+# keys of a parameter's overrides, and of the group it ends up in
+SCALE = "weight_decay_scale"
+LR_SCALE = "lr_scale"
+# what composite writes into the overrides of the parameters whose rate it scales
+SORTED = "group_name"
 
 
 @dataclass
@@ -44,30 +53,48 @@ class D2vAdamW(FairseqOptimizer):
 
     def __init__(self, cfg, params):
         super().__init__(cfg)
-        self._optimizer = self._build(self._by_weight_decay(list(params)))
+        self._optimizer = self._build(self._by_request(list(params)))
 
-    def _by_weight_decay(self, params):
-        """``params``, in one group for each decay that they ask for; the same list where all take the common one.
+    def _by_request(self, params):
+        """``params``, in one group for each decay and rate that they ask for; the same list where none asks.
 
         A list of groups already made is left as it is.
         """
-        scales = [weight_decay_scale(p) for p in params]
-        if not self.cfg.weight_decay_overrides or all(scale == 1 for scale in scales):
+        asks_for_decay = weight_decay_scale if self.cfg.weight_decay_overrides else lambda p: 1.0
+        scales = [(asks_for_decay(p), lr_scale(p)) for p in params]
+        if all(scale == (1, 1) for scale in scales):
             return params
         groups = {}
         for p, scale in zip(params, scales, strict=True):
             groups.setdefault(scale, []).append(p)
+        config = self.optimizer_config
         return [
-            {"params": members, "weight_decay": self.cfg.weight_decay * scale, SCALE: scale}
-            for scale, members in groups.items()
+            {
+                "params": members,
+                "weight_decay": config["weight_decay"] * decay,
+                "lr": config["lr"] * rate,
+                SCALE: decay,
+                LR_SCALE: rate,
+            }
+            for (decay, rate), members in groups.items()
         ]
 
+    def get_lr(self):
+        """The rate that the schedule sets; a group's own is this times its ``lr_scale``."""
+        group = next((g for g in self.param_groups if g.get(LR_SCALE, 1) > 0), self.param_groups[0])
+        return group["lr"] / (group.get(LR_SCALE, 1) or 1)
+
+    def set_lr(self, lr):
+        for group in self.param_groups:
+            group["lr"] = lr * group.get(LR_SCALE, 1)
+
     def load_state_dict(self, state_dict, optimizer_overrides=None):
-        """As fairseq's; a weight decay in ``optimizer_overrides`` leaves undecayed parameters undecayed."""
+        """As fairseq's; a decay or a rate in ``optimizer_overrides`` is scaled as parameters asked for."""
         super().load_state_dict(state_dict, optimizer_overrides)
-        if optimizer_overrides and "weight_decay" in optimizer_overrides:
-            for group in self.param_groups:
-                group["weight_decay"] *= group.get(SCALE, 1)
+        for key, scale in (("weight_decay", SCALE), ("lr", LR_SCALE)):
+            if optimizer_overrides and key in optimizer_overrides:
+                for group in self.param_groups:
+                    group[key] *= group.get(scale, 1)
 
     def _build(self, params):
         if self.cfg.use_apex:
@@ -99,6 +126,12 @@ def weight_decay_scale(parameter):
     """What a model asks for with ``parameter.optim_overrides = {"optimizer": {"weight_decay_scale": ...}}``, else 1."""
     overrides = getattr(parameter, "optim_overrides", None) or {}
     return float(overrides.get("optimizer", {}).get(SCALE, 1))
+
+
+def lr_scale(parameter):
+    """The same of ``lr_scale``; 1 where ``composite`` has seen to it."""
+    overrides = getattr(parameter, "optim_overrides", None) or {}
+    return 1.0 if SORTED in overrides else float(overrides.get("optimizer", {}).get(LR_SCALE, 1))
 
 
 def parse_betas(value):
