@@ -16,7 +16,7 @@ from d2v_plugin.data.bad_files import BadFiles, readable
 from d2v_plugin.data.images.geometry import Crop, CropRule
 from d2v_plugin.data.images.index import ImageIndex
 from d2v_plugin.data.images.io import KINDS, MAX_PIXELS, ImageError, decode
-from d2v_plugin.data.images.masks import ImageMasks
+from d2v_plugin.data.images.masks import ImageMasks, ModelMasks
 from d2v_plugin.data.images.store import ImageStore
 
 ADVICE = "the log names each of them"
@@ -45,7 +45,7 @@ class ImageDataset(FairseqDataset):
         rule: CropRule,
         *,
         key: str = "source",
-        masks: ImageMasks | None = None,
+        masks: ImageMasks | ModelMasks | None = None,
         training: bool = True,
         seed: int = 1,
         max_bad_files: int = 100,
@@ -136,8 +136,7 @@ class ImageDataset(FairseqDataset):
 
         Returns:
             ``id`` (B,) int64; ``ids`` and ``epoch``, the same for the host and what draws hang on; ``net_input`` with
-            the images (B, 3, S, S) uint8 under ``key`` and, as asked for, ``id``, ``precomputed_mask``
-            (B * clones, patches) bool and ``masked_count``.
+            the images (B, 3, S, S) uint8 under ``key`` and, as asked for, ``id`` and what ``masks`` draw.
         """
         samples = readable(samples, self)
         if not samples:
@@ -152,7 +151,5 @@ class ImageDataset(FairseqDataset):
         if "id" in self.model_takes:
             net_input["id"] = id_tensor
         if self.masks is not None:
-            net_input["precomputed_mask"] = self.masks.draw(self.seed, self.epoch, ids)
-            if "masked_count" in self.model_takes:
-                net_input["masked_count"] = self.masks.masked_count
+            net_input |= self.masks.inputs(self.seed, self.epoch, ids, self.model_takes)
         return {"id": id_tensor, "ids": ids, "epoch": self.epoch, "net_input": net_input}

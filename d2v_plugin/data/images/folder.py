@@ -48,6 +48,11 @@ def class_folders(folder: str) -> ImageIndex | None:
     return build_index(folder, [folder], [0] * len(names), names, labels, classes)
 
 
+def class_names(folder: str) -> list[str]:
+    """What class_folders would call the classes of ``folder``, without looking into them; none if it is no folder."""
+    return _list(folder)[0] if os.path.isdir(folder) else []
+
+
 def all_below(folders: list[str]) -> ImageIndex | None:
     """Every image below each of the folders, by path, without classes; None when there are none."""
     found = [walk(folder) for folder in folders]

@@ -27,6 +27,7 @@ class Crop:
     """A box of an image, in its pixels, and the side of the square it is resized to.
 
     ``isolated``: nothing outside the box is looked at, as if it were cut out first; the box is whole numbers then.
+    ``right``, ``down``: how far the resized square is moved, in its pixels; black comes in.
     """
 
     left: float
@@ -36,6 +37,8 @@ class Crop:
     size: int
     bicubic: bool = True
     isolated: bool = False
+    right: int = 0
+    down: int = 0
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -73,9 +76,24 @@ def random_crop(
     return Crop((width - w) // 2, (height - h) // 2, w, h, size, isolated=True)
 
 
-def centre_crop(width: int, height: int, size: int) -> Crop:
-    """The middle of the image resized so that its shorter side shows EVAL_SHARE of itself in ``size`` pixels."""
-    share = EVAL_SHARE if size <= EVAL_SHARE_UP_TO else 1.0
+def shifted(width: int, height: int, numbers: Tensor, size: int, most: int) -> Crop:
+    """Everything, squeezed into a square, which is then moved by up to ``most`` pixels each way.
+
+    On images of this size it is torchvision's ``RandomCrop(size, padding=most)``.
+
+    Args:
+        numbers: at least 2, uniform in [0, 1).
+    """
+    right, down = (int(number * (2 * most + 1)) - most for number in numbers[:2].tolist())
+    return Crop(0, 0, width, height, size, right=right, down=down)
+
+
+def centre_crop(width: int, height: int, size: int, up_to: int = EVAL_SHARE_UP_TO) -> Crop:
+    """The middle of the image resized so that its shorter side shows EVAL_SHARE of itself in ``size`` pixels.
+
+    Above ``up_to`` pixels the shorter side shows whole.
+    """
+    share = EVAL_SHARE if size <= up_to else 1.0
     shorter = int(size / share)
     # the longer side is rounded down, so the two may be scaled a little differently
     across = shorter if width <= height else int(shorter * width / height)
@@ -97,14 +115,27 @@ class CropRule:
         size: side of the result.
         beit: smaller crops, as BEiT and data2vec 1.0 take them.
         plain: no crop, the whole image.
-        training: random crops; otherwise the middle (or, with ``plain``, the whole).
+        shift: no crop, but in training the whole image is moved by up to so many pixels.
+        training: random crops; otherwise the middle (or, with ``plain`` or ``shift``, the whole).
+        share_up_to: see centre_crop.
     """
 
-    def __init__(self, size: int, *, beit: bool = False, plain: bool = False, training: bool = True):
+    def __init__(
+        self,
+        size: int,
+        *,
+        beit: bool = False,
+        plain: bool = False,
+        shift: int = 0,
+        training: bool = True,
+        share_up_to: int = EVAL_SHARE_UP_TO,
+    ):
         self.size = size
-        self.plain = plain
+        self.shift = shift if training else 0
+        self.plain = plain or (shift > 0 and not training)
         self.random = training and not plain
         self.scale = BEIT_SCALE if beit else MAE_SCALE
+        self.share_up_to = share_up_to
 
     def numbers(self, seed: int, epoch: int, ids: Sequence[int]) -> list[Tensor | None]:
         """What each sample's crop is made of; None where nothing is random."""
@@ -117,7 +148,9 @@ class CropRule:
         if self.plain:
             return partial(whole, size=self.size)
         if not self.random:
-            return partial(centre_crop, size=self.size)
+            return partial(centre_crop, size=self.size, up_to=self.share_up_to)
+        if self.shift:
+            return partial(shifted, numbers=numbers, size=self.size, most=self.shift)
         return partial(random_crop, numbers=numbers, size=self.size, scale=self.scale)
 
     def __str__(self) -> str:
@@ -125,4 +158,6 @@ class CropRule:
             return f"the whole image at {self.size} x {self.size}"
         if not self.random:
             return f"centre crop at {self.size} x {self.size}"
+        if self.shift:
+            return f"the whole image at {self.size} x {self.size}, moved by up to {self.shift} pixels"
         return f"random crop of {self.scale[0]:g} to {self.scale[1]:g} of the area at {self.size} x {self.size}"

@@ -79,7 +79,7 @@ def decode(
             image.load()
             if orient:
                 image = ImageOps.exif_transpose(image)
-            return np.array(_cut(image, crop, reduction, source))
+            return _moved(np.array(_cut(image, crop, reduction, source)), crop.right, crop.down)
 
 
 def to_rgb(image: Image.Image, source: object = "image") -> Image.Image:
@@ -141,6 +141,18 @@ def _cut(image: Image.Image, crop: Crop, reduction: int, source: object) -> Imag
         box = tuple(min(edge / reduction, limit) for edge, limit in zip(crop.box, limits, strict=True))
     how = Image.Resampling.BICUBIC if crop.bicubic else Image.Resampling.BILINEAR
     return image.resize((crop.size, crop.size), how, box=box)
+
+
+def _moved(pixels: np.ndarray, right: int, down: int) -> np.ndarray:
+    """(S, S, 3) moved by less than S pixels; black comes in."""
+    if right == down == 0:
+        return pixels
+    height, width = pixels.shape[:2]
+    result = np.zeros_like(pixels)
+    kept = pixels[max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
+    top, left = max(down, 0), max(right, 0)
+    result[top : top + kept.shape[0], left : left + kept.shape[1]] = kept
+    return result
 
 
 @contextlib.contextmanager

@@ -1,13 +1,13 @@
 """Masks over an image's patches, drawn for a whole batch in the data worker."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from d2v_plugin.data.block_masks import BlockMasks
 from d2v_plugin.errors import UserError
-from d2v_plugin.method.masking import block_masked_count
+from d2v_plugin.method.masking import BeitMasks, SampleDraws, block_masked_count
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,26 @@ class ImageMasks(BlockMasks):
         # fairseq draws single patches without these
         plain = {"dropout": 0.0, "expand_adjacent": False, "non_overlapping": False} if self.length == 1 else {}
         return self.over(self.grid, seed, epoch, ids, **plain)
+
+    def inputs(self, seed: int, epoch: int, ids: Sequence[int], takes: Collection[str]) -> dict:
+        """``precomputed_mask``, what ``draw`` returns, and ``masked_count`` for a model that takes it."""
+        found = {"precomputed_mask": self.draw(seed, epoch, ids)}
+        return found | {"masked_count": self.masked_count} if "masked_count" in takes else found
+
+
+@dataclass(frozen=True)
+class ModelMasks:
+    """The masks of data2vec 1.0, whose settings are the model's."""
+
+    rule: BeitMasks
+
+    def inputs(self, seed: int, epoch: int, ids: Sequence[int], takes: Collection[str]) -> dict:
+        """``mask_indices`` (B, patches) bool, and ``masked_rows``, the flat positions that are masked in it.
+
+        They differ in number from batch to batch; found here, nobody has to ask the device for them.
+        """
+        mask = self.rule.draw(SampleDraws(seed, epoch, ids))
+        return {"mask_indices": mask, "masked_rows": mask.flatten().nonzero().squeeze(1)}
 
 
 def check_patches(input_size: int, patch_size: int) -> None:

@@ -7,6 +7,7 @@ image would have between Pillow's operations.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from d2v_plugin.data.images.colour import blend_colours
+from d2v_plugin.errors import UserError
 from d2v_plugin.method.masking import SampleDraws
 
 OPERATIONS = (
@@ -73,6 +75,31 @@ class RandAugment:
             operation, strength, sign = self.draw(draws, layer)
             images = apply_operations(images, operation, strength, sign, fill)
         return images
+
+    @classmethod
+    def parse(cls, policy: str) -> "RandAugment":
+        """A policy in timm's spelling, such as ``rand-m9-mstd0.5-inc1``: ``m`` the magnitude, ``mstd`` its noise,
+        ``n`` the layers, ``p`` the probability.
+
+        Raises:
+            UserError: anything else, or a policy without ``inc1``, whose operations are others.
+        """
+        name, *parts = policy.split("-")
+        values = {}
+        for part in parts:
+            found = re.fullmatch(r"(m|mstd|n|p|inc)(\d+(?:\.\d*)?|\.\d+)", part)
+            values[found[1] if found else "?"] = found[2] if found else part
+        bad = name != "rand" or "?" in values or float(values.pop("inc", 0)) != 1 or len(values) < len(parts) - 1
+        numbers = {key: float(value) for key, value in values.items() if key != "?"}
+        if bad or not 0 <= numbers.get("m", 10) <= 10 or not 0 <= numbers.get("p", 0.5) <= 1:
+            raise UserError(
+                f"task.auto_augment={policy!r} is not a policy that is known here; give rand-mM-mstdS-inc1 with M from "
+                "0 to 10, such as rand-m9-mstd0.5-inc1, or '' for none"
+            )
+        fields = {"m": "magnitude", "mstd": "noise", "p": "prob"}
+        chosen = {field: numbers[key] for key, field in fields.items() if key in numbers}
+        # what timm takes where nothing is given
+        return cls(**{"magnitude": 10.0, "noise": 0.0, **chosen}, layers=int(numbers.get("n", 2)))
 
     def draw(self, draws: SampleDraws, layer: int) -> tuple[list[int], Tensor, Tensor]:
         """Operation of each image (-1 for none), strength (B,) in 0..1 and sign (B,) of 1 or -1, on the host."""

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 
-from d2v_plugin.data.images.folder import EXTENSIONS, all_below, class_folders
+from d2v_plugin.data.images.folder import EXTENSIONS, all_below, class_folders, is_image
 from d2v_plugin.data.images.index import ImageIndex, concatenate
 from d2v_plugin.data.images.tar import tar_index
 from d2v_plugin.errors import UserError
@@ -45,12 +45,37 @@ def find_images(roots: list[str], split: str, kind: str = "imagefolder") -> Imag
     return index
 
 
+def find_unlabelled(roots: list[str], split: str) -> ImageIndex:
+    """The images of one split whose folders mean nothing, as data2vec 1.0 reads them.
+
+    Args:
+        roots: folders, searched one after the other.
+        split: the images below ``<root>/<split>`` in folders of any depth, or else its shards. Where no root has that
+            split, every image below the roots.
+    Raises:
+        UserError: no such folder or no image.
+    """
+    inside = [os.path.join(root, split) for root in roots]
+    if all(os.path.isdir(folder) for folder in inside) and any(_holds_image(folder) for folder in inside):
+        return find_images(inside, split, "path")
+    if any(split in splits_in(root) for root in roots if os.path.isdir(root)):
+        return find_images(roots, split)
+    index = find_images(roots, split, "path")
+    logger.warning("%s has no %r; every image below it is used", index.source, split)
+    return index
+
+
 def splits_in(root: str) -> list[str]:
     """Names that could be given as a split of ``root``: its folders, and the first parts of its shards' names."""
     with os.scandir(root) as entries:
         names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     shards = glob.glob(os.path.join(glob.escape(root), "*-*.tar"))
     return sorted(set(names) | {os.path.basename(shard).rpartition("-")[0] for shard in shards})
+
+
+def _holds_image(folder: str) -> bool:
+    """Stops at the first, where listing everything takes minutes."""
+    return any(is_image(name) for _, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
 def _one_root(root: str, split: str, kind: str) -> ImageIndex:
