@@ -71,6 +71,16 @@ SMALL_MAE = {
     "model.decoder_depth": 1,
     "model.decoder_num_heads": 4,
 }
+SMALL_VISION = {
+    "model.image_size": 48,
+    "model.patch_size": 8,
+    "model.embed_dim": 32,
+    "model.depth": 2,
+    "model.num_heads": 4,
+    "model.average_top_k_layers": 2,
+    "model.num_mask_patches": 20,
+    "model.min_mask_patches_per_block": 3,
+}
 
 
 def compose_config(path: Path) -> DictConfig:
@@ -94,6 +104,8 @@ def _small_model(model: DictConfig) -> dict:
     """Values that make a pre-training model small, whichever it is."""
     if model._name == "mae":
         return SMALL_MAE
+    if model._name == "data2vec_vision":
+        return SMALL_VISION
     if model._name != "data2vec_multi":
         return SMALL_AUDIO
     values = dict(SMALL_MULTI)
