@@ -10,7 +10,7 @@ from tiny_training import ROOT, modality, scaled_down, train
 from d2v_plugin.checkpoints import read_checkpoint
 
 UPSTREAM = Path(fairseq.__file__).parent / "examples" / "data2vec" / "config"
-MODELS = ("data2vec_audio", "data2vec_multi", "mae")
+MODELS = ("data2vec_audio", "data2vec_multi", "data2vec_vision", "mae")
 
 
 def pretraining_files():
@@ -26,9 +26,9 @@ FILES = list(pretraining_files())
 
 
 def test_all_of_them_are_found():
-    assert len(FILES) == 12
+    assert len(FILES) == 14
     by_model = {model: sum(OmegaConf.load(path).model._name == model for path in FILES) for model in MODELS}
-    assert by_model == {"data2vec_audio": 2, "data2vec_multi": 9, "mae": 1}
+    assert by_model == {"data2vec_audio": 2, "data2vec_multi": 9, "data2vec_vision": 2, "mae": 1}
 
 
 def named_paths(node, prefix=""):
