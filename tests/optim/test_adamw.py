@@ -193,3 +193,83 @@ def test_apex_asked_for_and_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex.optimizers", None)
     with pytest.raises(ValueError, match="use_apex needs NVIDIA apex.*set use_apex to false"):
         d2v_plugin.optim.adamw.D2vAdamW(config(use_apex=True), parameters())
+
+
+# -- rates by layer ------------------------------------------------------------------------------
+
+RATES = [0.25, None, 0.5, 1, 0.25]
+
+
+def asking_for_rates():
+    """Parameters of which some ask for a share of the rate, and one of these for no decay."""
+    params = parameters(len(RATES))
+    for p, scale in zip(params, RATES, strict=True):
+        p.optim_overrides = {"optimizer": {} if scale is None else {"lr_scale": scale}}
+    params[-1].optim_overrides["optimizer"]["weight_decay_scale"] = 0
+    return params
+
+
+def rates(optimizer):
+    """{id of a parameter: its learning rate}."""
+    return {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def at(params, lr):
+    return dict(zip(map(id, params), [lr * (scale or 1) for scale in RATES], strict=True))
+
+
+def test_rates_that_parameters_ask_for_follow_the_schedule():
+    params = asking_for_rates()
+    optimizer = build_optimizer(config(), params)
+    assert rates(optimizer) == at(params, 0.01) and optimizer.get_lr() == 0.01
+    optimizer.set_lr(0.4)
+    assert rates(optimizer) == at(params, 0.4) and optimizer.get_lr() == 0.4
+    assert list(decays(optimizer).values()).count(0.0) == 1
+    start = [p.detach().clone() for p in params]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for p, before, scale, decay in zip(params, start, RATES, [0.1, 0.1, 0.1, 0.1, 0], strict=True):
+        rate = 0.4 * (scale or 1)
+        torch.testing.assert_close(p, before * (1 - rate * decay) - rate, rtol=1e-4, atol=1e-5)
+
+
+def test_rates_survive_resuming_and_a_new_rate():
+    params = asking_for_rates()
+    optimizer = build_optimizer(config(), params)
+    steps(optimizer, params, 2)
+    again = build_optimizer(config(), params)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()), {"lr": 0.2})
+    assert rates(again) == at(params, 0.2) and again.get_lr() == 0.2
+    again.set_lr(0.1)
+    assert rates(again) == at(params, 0.1)
+
+
+def test_a_rate_of_zero_freezes_a_parameter():
+    params = parameters(2)
+    params[0].optim_overrides = {"optimizer": {"lr_scale": 0}}
+    optimizer = build_optimizer(config(), params)
+    optimizer.set_lr(0.3)
+    assert rates(optimizer) == {id(params[0]): 0.0, id(params[1]): 0.3} and optimizer.get_lr() == 0.3
+
+
+@pytest.mark.parametrize("name", ["d2v_adamw", "adam"])
+def test_composite_scales_rates_once_and_its_schedules_keep_them_apart(composite, name):
+    params = asking_for_rates()
+    settings = {**group(0.01, name), "lr_float": 0.02}
+    settings["lr_scheduler"] = {
+        "_name": "cosine",
+        "warmup_updates": 4,
+        "warmup_init_lr": -1,
+        "min_lr": 0.0,
+        "t_mult": 1,
+        "lr_period_updates": 20,
+        "lr_shrink": 0.1,
+        "max_update": 24,
+    }
+    optimizer = composite({"default": settings}, params, dynamic=True)
+    optimizer.lr_scheduler.step_update(4)
+    # with parameters that ask for the same in one optimiser
+    assert len(optimizer.optimizers) == 5 and rates(optimizer) == pytest.approx(at(params, 0.02))
+    # fairseq's forgets the decay
+    assert list(decays(optimizer).values()).count(0.0) == (name == "d2v_adamw")
