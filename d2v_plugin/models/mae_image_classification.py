@@ -190,8 +190,6 @@ def adjust_body(model_cfg, cfg):
     if cfg.norm_eps is not None:
         model_cfg.norm_eps = cfg.norm_eps
     if not multi:
-        # upstream's files have no seed, and ours would ask the configuration of pre-training for it
-        model_cfg.seed = model_cfg.get("seed", 1)
         model_cfg.drop_path_rate = cfg.drop_path_rate
         model_cfg.block_dropout = cfg.encoder_dropout
         model_cfg.attention_dropout = cfg.attention_dropout

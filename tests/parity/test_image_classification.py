@@ -76,7 +76,8 @@ def pretrained(body):
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     task = {"_name": "mae_image_pretraining", "data": "/not/on/this/machine", "input_size": SIZE}
-    return {"cfg": OmegaConf.create({"model": model_cfg, "task": task}), "model": theirs.state_dict()}, build
+    cfg = {"common": {"seed": 1}, "model": model_cfg, "task": task}
+    return {"cfg": OmegaConf.create(cfg), "model": theirs.state_dict()}, build
 
 
 def config(path="-", **settings):
