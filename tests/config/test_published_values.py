@@ -31,7 +31,8 @@ PAIRS = {
     "text/large_books_wiki_v2_pgrp_1m": "data2vec/config/v2/large_text_only_task_pgrp_1M",
 }
 # our files with no published counterpart
-OURS_ALONE = ("speech/large_librilight", "spectrogram/pretrain", "*/demo_*")
+OURS_ALONE = ("speech/large_librilight", "vision/large_imagenet", "spectrogram/pretrain", "*/demo_*")
+    "vision/base_imagenet": "data2vec/config/vision/pretraining/base_imagenet_d2v1",
 
 # keys of theirs that ours leave out
 LEFT_OUT = {
@@ -67,6 +68,26 @@ DIFFERENCES = {
     **{f"speech/ctc_large_{split}": DECAY for split in CTC_SPLITS},
     "speech/ctc_base_960h": DECAY | NORMALIZED | ONE_STEP,
     "speech/ctc_large_960h": DECAY | ONE_STEP,
+# fairseq's port of the paper's code for images, and that code (facebookresearch/data2vec_vision)
+BEIT = {
+    "common.fp16_no_flatten_grads": (ABSENT, True),
+    "distributed_training.ddp_backend": ("legacy_ddp", "c10d"),
+    "optimization.max_update": (375300, 500000),
+    "optimization.lr": ([0.0005], [0.002]),
+    "lr_scheduler.warmup_updates": (12510, 6250),
+    "lr_scheduler.warmup_init_lr": (ABSENT, 1e-6),
+    "lr_scheduler.min_lr": (ABSENT, 1e-5),
+    "model.num_mask_patches": (ABSENT, 120),
+    "model.min_mask_patches_per_block": (ABSENT, 16),
+    "model.max_mask_patches_per_block": (ABSENT, 196),
+    "model.layer_scale_init_value": (ABSENT, 1e-4),
+    "model.ema_decay": (0.999, 0.9998),
+    "model.ema_transformer_only": (ABSENT, False),
+    "model.end_of_block_targets": (ABSENT, True),
+    "model.layer_norm_target_layer": (ABSENT, True),
+    "model.project_predictions": (ABSENT, True),
+    "model.loss_scale": (ABSENT, 0.0013020833),
+}
     "speech/base_librispeech_v2": {"optimizer.weight_decay_overrides": (ABSENT, False)},
     "vision/base_imagenet_v2": EPS,
     "vision/large_imagenet_v2": EPS,
@@ -102,6 +123,7 @@ def without_groups(values):
     groups = {key.split(".")[2] for key in values if key.startswith("optimizer.groups.")}
     if groups != {"default"} or not values.get("optimizer.dynamic_groups"):
         return values
+    "vision/base_imagenet": BEIT,
     assert values["lr_scheduler"] == "pass_through"
     rate = values["optimizer.groups.default.lr_float"]
     assert values.get("optimization.lr", [rate]) == [rate]
