@@ -17,14 +17,18 @@ from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 
 from d2v_plugin.data.text.batches import NOTHING, TokenBatches
 from d2v_plugin.data.text.binary import open_tokens
+from d2v_plugin.data.text.masked_batches import MaskedBatches
 from d2v_plugin.data.text.pieces import read_symbols
+from d2v_plugin.data.text.token_masks import TokenMasks, replacement_weights
 from d2v_plugin.errors import UserError
+from d2v_plugin.ranges import check_amounts, check_range, check_shares
 from d2v_plugin.tasks._fields import check_data, check_modality, is_unset
 from d2v_plugin.tasks._forward import named_arguments
 
 logger = logging.getLogger(__name__)
 
-MODEL = "data2vec_multi"
+# they mask in the model, and in the data
+MULTI, TEXT = "data2vec_multi", "data2vec_text"
 MASK = "<mask>"
 # tokens of a split that are compared with the dictionary before a GPU meets them
 LOOKED_AT = 1 << 20
@@ -48,7 +52,24 @@ def check_fields(cfg) -> None:
         )
     if cfg.d2v2_multi and not cfg.skip_masking:
         raise UserError("task.d2v2_multi=true needs task.skip_masking=true: data2vec 2.0 masks in the model, not here")
-    if cfg.mask_whole_words and not cfg.skip_masking:
+    if not cfg.skip_masking:
+        check_masking(cfg)
+
+
+def check_masking(cfg) -> None:
+    """Raises ``UserError`` for masks that cannot be drawn."""
+    check_shares("task", cfg, ("mask_prob", "random_token_prob", "leave_unmasked_prob"))
+    if cfg.mask_prob in (0, 1):
+        raise UserError(
+            f"task.mask_prob={cfg.mask_prob} masks {'all' if cfg.mask_prob else 'none'} of the text; "
+            "choose a value above 0 and below 1"
+        )
+    check_range(
+        "task.random_token_prob + task.leave_unmasked_prob", cfg.random_token_prob + cfg.leave_unmasked_prob, 0, 1
+    )
+    check_amounts("task", cfg, ("mask_multiple_length",), low=1)
+    check_amounts("task", cfg, ("mask_stdev",))
+    if cfg.mask_whole_words:
         raise UserError(
             "task.mask_whole_words needs the BPE arguments of fairseq-train's command line, which a YAML run does not "
             "have; remove it"
@@ -61,20 +82,26 @@ def check_model(cfg, model_cfg) -> None:
     Raises:
         UserError: another input form, another modality, or more tokens than the model has positions.
     """
-    if getattr(model_cfg, "_name", None) == MODEL:
+    name = getattr(model_cfg, "_name", None)
+    if name == MULTI:
         if not cfg.d2v2_multi:
-            raise UserError(f"model {MODEL} needs task.d2v2_multi=true and task.skip_masking=true; set both")
+            raise UserError(f"model {MULTI} needs task.d2v2_multi=true and task.skip_masking=true; set both")
         check_modality(model_cfg, "TEXT", "text")
+    if name == TEXT and (cfg.d2v2_multi or cfg.skip_masking or not cfg.include_target_tokens):
+        raise UserError(
+            f"model {TEXT} learns from masked tokens and the text they hide: set task.d2v2_multi=false, "
+            "task.skip_masking=false and task.include_target_tokens=true"
+        )
     check_positions(cfg, model_cfg)
 
 
 def check_positions(cfg, model_cfg) -> None:
     """Raises ``UserError`` where a block may have more tokens than the model has positions."""
-    modalities = getattr(model_cfg, "modalities", None)
-    if modalities is None:
-        where, name = model_cfg, "model.max_source_positions"
-    else:
-        where, name = getattr(modalities, "text", None), "model.modalities.text.max_source_positions"
+    where, name = model_cfg, "model.max_source_positions"
+    for inside in ("modalities.text", "transformer"):
+        found = _inside(model_cfg, inside)
+        if found is not None:
+            where, name = found, f"model.{inside}.max_source_positions"
     positions = getattr(where, "max_source_positions", None)
     if isinstance(positions, int) and cfg.tokens_per_sample > positions:
         raise UserError(
@@ -83,13 +110,20 @@ def check_positions(cfg, model_cfg) -> None:
         )
 
 
+def _inside(cfg, names: str):
+    for name in names.split("."):
+        cfg = getattr(cfg, name, None)
+    return cfg
+
+
 @register_task("d2v_masked_lm", dataclass=D2VMaskedLMConfig)
 class D2VMaskedLMTask(MaskedLMTask):
     """Blocks of binarised text from ``<data>/<split>.{bin,idx}`` with ``<data>/dict.txt``.
 
     Differs from fairseq's task in that mistakes are one line, a batch without padding has no padding mask, documents
-    of no text are left out, ``sample_break_mode: eos`` works under NumPy 2, shortened sequences leave room for
-    ``<s>``, and a checkpoint carries its dictionary, so that it loads without the folder it was trained on.
+    of no text are left out, ``target_tokens`` holds the whole text, ``sample_break_mode: eos`` works under NumPy 2,
+    shortened sequences leave room for ``<s>``, and a checkpoint carries its dictionary, so that it loads without the
+    folder it was trained on.
     """
 
     cfg: D2VMaskedLMConfig
@@ -97,7 +131,7 @@ class D2VMaskedLMTask(MaskedLMTask):
     def __init__(self, cfg: D2VMaskedLMConfig, dictionary: Optional[Dictionary] = None):
         check_fields(cfg)
         super().__init__(cfg, dictionary)
-        self.wants_source_lengths = False
+        self.wanted = []  # arguments of the model
         self.state.merge_state_dict({"symbols": list(self.dictionary.symbols)})
 
     @classmethod
@@ -175,18 +209,55 @@ class D2VMaskedLMTask(MaskedLMTask):
         """
         if not from_checkpoint:
             check_positions(self.cfg, getattr(model, "cfg", None))
-        self.wants_source_lengths = "source_lengths" in named_arguments(model)
+        self.wanted = named_arguments(model)
         for dataset in self.datasets.values():
-            if isinstance(dataset, TokenBatches):
-                dataset.source_lengths = self.wants_source_lengths
+            self._fit(dataset)
+
+    def _fit(self, dataset: TokenBatches) -> None:
+        dataset.source_lengths = "source_lengths" in self.wanted
+        if isinstance(dataset, MaskedBatches):
+            dataset.rows = "masked_rows" in self.wanted
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs) -> None:
-        """fairseq's, or :class:`TokenBatches` with ``d2v2_multi``."""
-        if not self.cfg.d2v2_multi:
-            return super().load_dataset(split, epoch, combine, **kwargs)
+        """:class:`MaskedBatches`, or with ``d2v2_multi`` :class:`TokenBatches`."""
         blocks = self._load_dataset_split(split, epoch, combine)
-        pad = self.source_dictionary.pad()
-        self.datasets[split] = TokenBatches(blocks, pad, self.cfg.seed, self.wants_source_lengths)
+        cfg, dictionary = self.cfg, self.source_dictionary
+        if cfg.d2v2_multi:
+            dataset = TokenBatches(blocks, dictionary.pad(), cfg.seed)
+        else:
+            dataset = MaskedBatches(
+                blocks,
+                dictionary.pad(),
+                cfg.seed,
+                None if cfg.skip_masking else self._masks(),
+                mask=self.mask_idx,
+                unknown=dictionary.unk(),
+                text=cfg.include_target_tokens,
+                index=cfg.include_index,
+            )
+        self._fit(dataset)
+        self.datasets[split] = dataset
+
+    def _masks(self) -> TokenMasks:
+        cfg, dictionary = self.cfg, self.source_dictionary
+        weights = None
+        if cfg.random_token_prob > 0:
+            if cfg.freq_weighted_replacement and not any(dictionary.count[dictionary.nspecial : self.mask_idx]):
+                raise UserError(
+                    f"task.freq_weighted_replacement=true and the dict.txt of task.data={cfg.data} counts no symbol; "
+                    "set it to false"
+                )
+            weights = replacement_weights(dictionary.count, dictionary.nspecial, cfg.freq_weighted_replacement)
+        return TokenMasks(
+            self.mask_idx,
+            cfg.mask_prob,
+            cfg.mask_multiple_length,
+            cfg.mask_stdev,
+            keep=cfg.leave_unmasked_prob,
+            random=cfg.random_token_prob,
+            weights=weights,
+            seed=cfg.seed,
+        )
 
     def _load_dataset_split(self, split: str, epoch: int, combine: bool) -> PrependTokenDataset:
         """Blocks of one split, each behind ``<s>``."""

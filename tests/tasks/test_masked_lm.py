@@ -62,6 +62,10 @@ def model_cfg(positions=512, **fields):
     return argparse.Namespace(_name="data2vec_multi", modalities=argparse.Namespace(text=text), **fields)
 
 
+def text_cfg(positions=512):
+    return argparse.Namespace(_name="data2vec_text", transformer=argparse.Namespace(max_source_positions=positions))
+
+
 def test_configuration_is_upstreams():
     def defaults(config):
         return {field.name: (field.default, field.type) for field in dataclasses.fields(config)}
@@ -91,13 +95,95 @@ def test_batches_are_fairseqs(data, mode):
     assert 0 < padded < len(ours) and (padded == 1) == (mode == "none")
 
 
-def test_without_d2v2_multi_batches_are_fairseqs(data):
-    fields = {"d2v2_multi": False, "skip_masking": False, "mask_prob": 0.3}
+MASKED = {"d2v2_multi": False, "skip_masking": False, "mask_prob": 0.3}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"mask_multiple_length": 4, "mask_prob": 0.35}, {"random_token_prob": 0.1, "leave_unmasked_prob": 0.1}],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", ["none", "complete_doc"])
+def test_without_d2v2_multi_batches_are_fairseqs_but_for_the_whole_text(data, mode, fields):
+    fields = {**MASKED, "sample_break_mode": mode, "tokens_per_sample": 64, **fields}
     ours, theirs = batches(task_of(NAME, data, **fields)), batches(task_of("masked_lm", data, **fields))
     for own, other in zip(ours, theirs, strict=True):
-        assert own["net_input"].keys() == other["net_input"].keys()
+        assert list(own) == list(other) and list(own["net_input"]) == list(other["net_input"])
+        for key in ("src_tokens", "src_lengths", "src_id"):
+            assert torch.equal(own["net_input"][key], other["net_input"][key]), key
+        for key in ("id", "target"):
+            assert torch.equal(own[key], other[key]), key
+        assert (own["nsentences"], own["ntokens"]) == (other["nsentences"], other["ntokens"])
+        source, text = own["net_input"]["src_tokens"], own["net_input"]["target_tokens"]
+        hidden = other["net_input"]["target_tokens"] != 1
+        assert torch.equal(text[hidden], other["net_input"]["target_tokens"][hidden])
+        assert torch.equal(text[~hidden], source[~hidden])
+
+
+def test_masks_can_be_left_to_the_model(data):
+    fields = {"d2v2_multi": False, "include_target_tokens": False, "include_index": False}
+    ours, theirs = batches(task_of(NAME, data, **fields)), batches(task_of("masked_lm", data, **fields))
+    for own, other in zip(ours, theirs, strict=True):
+        assert list(own["net_input"]) == list(other["net_input"]) == ["src_tokens", "src_lengths"]
         assert torch.equal(own["net_input"]["src_tokens"], other["net_input"]["src_tokens"])
         assert torch.equal(own["target"], other["target"])
+
+
+def test_an_epoch_never_sees_the_masks_of_the_one_before(data):
+    task = task_of(NAME, data, **MASKED)
+    task.load_dataset("train")
+    dataset = task.dataset("train")
+    whole = {}
+    for epoch in (1, 2, 1):
+        dataset.set_epoch(epoch)
+        drawn = [dataset[index]["source"].tolist() for index in range(6)]  # few enough to be remembered
+        assert whole.setdefault(epoch, drawn) == drawn
+    assert whole[1] != whole[2]
+
+
+class TakesRows(BaseFairseqModel):
+    def forward(self, src_tokens, target_tokens=None, source_lengths=None, masked_rows=None, **kwargs):
+        return src_tokens
+
+
+@pytest.mark.parametrize(("model", "taken"), [(TakesRows, True), (TakesNone, False)])
+def test_a_model_that_takes_them_gets_the_places_of_masks(data, monkeypatch, model, taken):
+    monkeypatch.setattr("fairseq.models.build_model", lambda *args, **kwargs: model())
+    task = task_of(NAME, data, sample_break_mode="complete", **MASKED)
+    task.load_dataset("valid")
+    task.build_model(argparse.Namespace(_name="x"))
+    dataset = task.dataset("valid")
+    batch = dataset.collater([dataset[0], dataset[1], dataset[2]])["net_input"]
+    assert ("masked_rows" in batch, "source_lengths" in batch) == (taken, taken)
+    if taken:
+        hidden = batch["src_tokens"] == task.mask_idx
+        assert hidden.any() and torch.equal(batch["masked_rows"], hidden.flatten().nonzero().squeeze(1))
+        assert batch["source_lengths"] == batch["src_lengths"].tolist() and dataset.collater([]) == {}
+
+
+def test_mask_symbols_of_the_text_itself_are_unknown_words(data, tmp_path, caplog):
+    """RoBERTa's way to use a dictionary that holds <mask>, and text that holds it, too."""
+    task = task_of(NAME, data, **MASKED)
+    symbols = task.source_dictionary.symbols[4:]
+    assert symbols[-1] == "<mask>"
+    tokens = np.frombuffer((data / "train.bin").read_bytes(), np.uint16).copy()
+    tokens[tokens == 7] = task.mask_idx
+    theirs = task_of(NAME, copy_of(data, tmp_path / "mask", symbols=symbols, train_bin=tokens.tobytes()), **MASKED)
+    assert theirs.mask_idx == task.mask_idx and len(theirs.source_dictionary) == len(task.source_dictionary)
+    expected, found = batches(task), batches(theirs)
+    assert "taken for <unk>" in caplog.text
+    for own, other in zip(found, expected, strict=True):
+        text = other["net_input"]["target_tokens"]
+        assert torch.equal(own["net_input"]["target_tokens"], text.masked_fill(text == 7, theirs.dictionary.unk()))
+
+
+def test_the_layout_of_robertas_dictionary(tmp_path):
+    """Numbers of the GPT-2 BPE for symbols, fillers without count, <mask> at the end or not."""
+    lines = [f"{n} {1000 - n}" for n in range(20)] + [f"madeupword{n:04d} 0" for n in range(3)]
+    for more in ([], ["<mask> 0"]):
+        (tmp_path / "dict.txt").write_text("\n".join([*lines, *more]) + "\n")
+        task = task_of(NAME, tmp_path, **MASKED)
+        assert task.mask_idx == len(task.source_dictionary) - 1 == 4 + len(lines)
 
 
 def test_a_sequence_a_block(data):
@@ -172,6 +258,12 @@ def test_lengths_go_to_a_model_that_takes_them(data, monkeypatch, model, taken):
         ({"tokens_per_sample": 2}, "leaves no room for text"),
         ({"skip_masking": False}, "needs task.skip_masking=true"),
         ({"d2v2_multi": False, "skip_masking": False, "mask_whole_words": True}, "task.mask_whole_words needs"),
+        ({**MASKED, "mask_prob": 1.5}, "task.mask_prob must be between 0 and 1, got 1.5"),
+        ({**MASKED, "mask_prob": 0}, "task.mask_prob=0.0 masks none of the text"),
+        ({**MASKED, "mask_prob": 1}, "task.mask_prob=1.0 masks all of the text"),
+        ({**MASKED, "mask_multiple_length": 0}, "task.mask_multiple_length must be at least 1"),
+        ({**MASKED, "mask_stdev": -1}, "task.mask_stdev must be at least 0"),
+        ({**MASKED, "random_token_prob": 0.6, "leave_unmasked_prob": 0.5}, "must be between 0 and 1, got 1.1"),
     ],
 )
 def test_wrong_fields_are_one_line(data, fields, message):
@@ -186,6 +278,15 @@ def test_a_folder_without_a_dictionary(tmp_path):
     (tmp_path / "dict.txt").write_text("word\n")
     with pytest.raises(UserError, match="dict.txt:1: expected a symbol and its count"):
         task_of(NAME, tmp_path)
+
+
+def test_frequencies_that_are_not_there(data, tmp_path):
+    plain = copy_of(data, tmp_path / "plain")
+    symbols = task_of(NAME, data).source_dictionary.symbols[4:-1]
+    (plain / "dict.txt").write_text("".join(f"{symbol} 0\n" for symbol in symbols))
+    task = task_of(NAME, plain, **{**MASKED, "random_token_prob": 0.1, "freq_weighted_replacement": True})
+    with pytest.raises(UserError, match="dict.txt of .* counts no symbol; set it to false"):
+        task.load_dataset("train")
 
 
 def test_a_split_that_is_not_there(data):
@@ -219,6 +320,10 @@ def test_damaged_and_foreign_files_are_one_line(data, tmp_path):
         ({}, model_cfg(positions=23), r"tokens_per_sample=24 is beyond model.modalities.text.max_source_positions=23"),
         ({}, model_cfg(supported_modality="AUDIO"), "supported_modality=AUDIO and a task that serves text"),
         ({}, argparse.Namespace(_name="x", max_source_positions=10), "beyond model.max_source_positions=10"),
+        ({}, text_cfg(), "model data2vec_text learns from masked tokens .* set task.d2v2_multi=false"),
+        ({"d2v2_multi": False}, text_cfg(), "task.skip_masking=false and"),
+        ({**MASKED, "include_target_tokens": False}, text_cfg(), "task.include_target_tokens=true"),
+        (MASKED, text_cfg(10), r"tokens_per_sample=24 is beyond model.transformer.max_source_positions=10"),
     ],
 )
 def test_models_that_do_not_go_with_the_task(data, fields, model, message):
