@@ -10,19 +10,22 @@ from fairseq.data.indexed_dataset import make_builder
 from PIL import Image
 
 LABELS = ("A B | C |", "C A B |", "B A | A |", "A |")
-SPLITS = ("train", "valid", "test", "dev_other")
+CLASSES = ("0", "1,2", "2", "0,1")
+SPLITS = ("train", "valid", "test", "dev_other", "eval")
 WORDS = 30
 
 
 def write_speech(folder: Path) -> None:
-    """Four recordings of about half a second with transcripts, as every split that a YAML file may name."""
+    """Four recordings of about half a second with transcripts and classes, as every split that a YAML file may name."""
     corpus = Corpus(folder)
     for n in range(len(LABELS)):
         corpus.add(f"{n}.wav", 8000 + 800 * n)
     for split in SPLITS:
         corpus.manifest(f"{split}.tsv")
         (folder / f"{split}.ltr").write_text("\n".join(LABELS) + "\n")
+        (folder / f"{split}.lbl").write_text("".join(f"0\t1\t{classes}\n" for classes in CLASSES))
     (folder / "dict.ltr.txt").write_text("".join(f"{symbol} 1\n" for symbol in "|ABC"))
+    (folder / "label_descriptors.csv").write_text("".join(f"{n},/m/{n},class {n}\n" for n in range(3)))
 
 
 def write_images(folder: Path) -> None:

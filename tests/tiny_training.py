@@ -153,6 +153,10 @@ def scaled_down(path: Path, data: Path, save_dir: Path, pretrained: Path | None 
         values |= {"model.mask_channel_length": 8}
         if pretrained is not None:
             values |= {"model.w2v_path": str(pretrained)}
+    elif cfg.model._name == "audio_classification":
+        values |= {"model.mask_channel_length": 8, "task.min_sample_size": 2000}
+        if pretrained is not None:
+            values |= {"model.model_path": str(pretrained)}
     else:
         values |= _small_model(cfg.model)
         if modality(cfg) == "speech":

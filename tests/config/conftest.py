@@ -1,7 +1,7 @@
-"""Data for the YAML files that are trained with."""
+"""Data and pre-trained checkpoints for the YAML files that are trained with."""
 
 import pytest
-from tiny_training import write_data
+from tiny_training import ROOT, scaled_down, train, write_data
 
 
 @pytest.fixture(scope="session")
@@ -13,5 +13,21 @@ def data(tmp_path_factory):
         if name not in made:
             made[name] = write_data(tmp_path_factory.mktemp(name), name)
         return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def pretrained_speech(tmp_path_factory, data):
+    """Gives a tiny checkpoint of version 1 or 2 whose input is normalised or not, trained when first asked for."""
+    made = {}
+
+    def get(version, normalize=True):
+        if (version, normalize) not in made:
+            folder = tmp_path_factory.mktemp("pretrained")
+            recipe = ROOT / "examples" / "speech" / f"base_librispeech{'_v2' if version == 2 else ''}.yaml"
+            train(scaled_down(recipe, data("speech"), folder, task__normalize=normalize))
+            made[version, normalize] = folder / "checkpoint_last.pt"
+        return made[version, normalize]
 
     return get

@@ -29,26 +29,23 @@ def header(path: Path) -> str:
     return "\n".join(lines)
 
 
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory, data):
-    """Gives a tiny pre-trained checkpoint whose input is normalised or not, trained when first asked for."""
-    made = {}
+@pytest.fixture
+def pretrained(pretrained_speech):
+    """Gives the checkpoint that a fine-tuning recipe starts from; None for others."""
 
-    def get(normalize: bool) -> Path:
-        if normalize not in made:
-            folder = tmp_path_factory.mktemp("pretrained")
-            path = EXAMPLES / "speech" / "base_librispeech.yaml"
-            train(scaled_down(path, data("speech"), folder, task__normalize=normalize))
-            made[normalize] = folder / "checkpoint_last.pt"
-        return made[normalize]
+    def get(path: Path, raw: dict) -> Path | None:
+        if raw["model"]["_name"] in ("wav2vec_ctc", "audio_classification"):
+            return pretrained_speech(2 if path.stem.endswith("_v2") else 1, raw["task"]["normalize"])
+        return None
 
     return get
 
 
 def test_the_published_recipes_are_there():
     names = {path.stem for path in FILES}
-    sizes = {f"ctc_{size}_{split}" for size in ("base", "large") for split in ("10m", "1h", "10h", "100h", "960h")}
-    assert names >= sizes | {"base_librispeech", "large_librilight", "base_audioset"}
+    splits, versions = ("10m", "1h", "10h", "100h", "960h"), ("", "_v2")
+    ctc = {f"ctc_{size}_{split}{v}" for size in ("base", "large") for split in splits for v in versions}
+    assert names >= ctc | {"base_librispeech", "large_librilight", "base_audioset", "audioset_classification"}
     assert names >= {"base_librispeech_v2", "large_librilight_v2", "mae_base_imagenet"}
     assert names >= {f"{size}_imagenet_v2" for size in ("base", "large", "huge", "huge14")}
     assert names >= {"base_books_wiki_v2", "large_books_wiki_v2", "large_books_wiki_v2_pgrp_1m"}
@@ -90,6 +87,8 @@ def test_locations_come_from_the_command_line(path):
     assert raw["task"]["data"] == "???"
     if raw["model"]["_name"] == "wav2vec_ctc":
         assert raw["model"]["w2v_path"] == "???"
+    if raw["model"]["_name"] == "audio_classification":
+        assert raw["model"]["model_path"] == "???"
 
 
 @every_file
@@ -140,9 +139,7 @@ def test_every_key_is_known(path):
 @every_file
 def test_trains_two_steps(path, data, pretrained, tmp_path):
     raw = yaml.safe_load(path.read_text())
-    is_ctc = raw["model"]["_name"] == "wav2vec_ctc"
-    start = pretrained(raw["task"]["normalize"]) if is_ctc else None
-    train(scaled_down(path, data(modality(raw)), tmp_path, start))
+    train(scaled_down(path, data(modality(raw)), tmp_path, pretrained(path, raw)))
 
     state = read_checkpoint(tmp_path / "checkpoint_last.pt", keys=["model", "cfg", "optimizer_history"])
     assert state["optimizer_history"][-1]["num_updates"] == 2
