@@ -102,10 +102,11 @@ def write_task(folder: Path, task: str) -> Path:
     made = folder / task
     made.mkdir(parents=True)
     lines, header = rows(task), [HEADERS[task]] if task in HEADERS else []
-    dev_header, held_out = header, lines[::3]
+    # every kind of sample comes in both
+    dev_header, held_out = header, lines[:: 4 if task in ("MNLI", "STS-B") else 3]
     if task == "MNLI":
         dev_header = [HEADERS["MNLI"].replace("label1", "label1\tlabel2\tlabel3\tlabel4\tlabel5")]
-        held_out = ["\t".join([*line.split("\t")[:-1], *["neutral"] * 4, line.split("\t")[-1]]) for line in lines[::4]]
+        held_out = ["\t".join([*line.split("\t")[:-1], *["neutral"] * 4, line.split("\t")[-1]]) for line in held_out]
     names = ("dev_matched", "dev_mismatched") if task == "MNLI" else ("dev",)
     for name in names:
         (made / f"{name}.tsv").write_text("\n".join([*dev_header, *held_out]) + "\n", encoding="utf-8")

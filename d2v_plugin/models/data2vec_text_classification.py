@@ -1,7 +1,7 @@
 """data2vec 2.0 for text under a head, as ``data2vec_text_classification`` with upstream's fields and keys."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Optional
 
 import torch.nn as nn
 from fairseq.dataclass import FairseqDataclass
@@ -20,7 +20,7 @@ EMBEDDING = "modality_encoders.TEXT.local_encoder.embed_tokens.weight"
 
 @dataclass
 class Data2VecTextClassificationConfig(FairseqDataclass):
-    """Names and defaults are upstream's; ``pretrained_model_args`` is what a checkpoint carries."""
+    """Upstream's names and defaults, and one field of ours; checkpoints carry ``pretrained_model_args``."""
 
     pooler_dropout: float = 0.0
     pooler_activation_fn: str = "tanh"
@@ -32,6 +32,8 @@ class Data2VecTextClassificationConfig(FairseqDataclass):
     no_pretrained_weights: bool = False
 
     pretrained_model_args: Any = None
+
+    max_positions: Optional[int] = field(default=None, metadata={"help": "set by the task, for models that want it"})
 
 
 @register_model("data2vec_text_classification", dataclass=Data2VecTextClassificationConfig)
