@@ -54,10 +54,17 @@ def write_text(folder: Path) -> None:
         builder.finalize(str(folder / f"{split}.idx"))
 
 
-WRITERS = {"speech": write_speech, "vision": write_images, "text": write_text}
+def write_glue(folder: Path) -> None:
+    """GLUE's tasks and text to pre-train on, see ``tiny_glue``."""
+    from tiny_glue import write_all
+
+    write_all(folder)
+
+
+WRITERS = {"speech": write_speech, "vision": write_images, "text": write_text, "glue": write_glue}
 
 
 def write_data(folder: Path, modality: str = "speech") -> Path:
-    """Fill ``folder``, which exists, for "speech", "vision" or "text"; returns it."""
+    """Fill ``folder``, which exists, for "speech", "vision", "text" or "glue"; returns it."""
     WRITERS[modality](folder)
     return folder

@@ -79,8 +79,7 @@ def batch(classes):
 
 
 def criterion(kind, config, classes):
-    dictionary = SimpleNamespace(nspecial=4, string=None)
-    task = SimpleNamespace(target_dictionary=None, label_dictionary=dictionary, cfg=SimpleNamespace(num_classes=classes))
+    task = SimpleNamespace(target_dictionary=None, label_dictionary=None, cfg=SimpleNamespace(num_classes=classes))
     return kind(config(regression_target=classes == 1), task)
 
 
