@@ -30,6 +30,7 @@ DATA = {
 # Where runs may write beside checkpoint.save_dir. Upstream's files name a folder where the test was started and one on
 # a disk of its cluster, and fairseq's default is one that all runs share.
 WRITTEN = {"common.tensorboard_logdir": "tb", "task.local_cache_path": "cache", "common.plasma_path": "plasma"}
+IMAGE_CLASSIFIERS = ("mae_image_classification", "data2vec_image_classification")
 CONVOLUTIONS = "[(16, 10, 5), (16, 8, 8), (16, 8, 8)]"
 
 SMALL_AUDIO = {
@@ -47,6 +48,12 @@ SMALL_TEXT_V1 = {
     "model.transformer.encoder.ffn_embed_dim": 64,
     "model.transformer.encoder.layers": 2,
     "model.transformer.encoder.attention_heads": 4,
+}
+SMALL_ROBERTA = {
+    "model.encoder_embed_dim": 32,
+    "model.encoder_ffn_embed_dim": 64,
+    "model.encoder_layers": 2,
+    "model.encoder_attention_heads": 4,
 }
 SMALL_MULTI = {
     "model.depth": 2,
@@ -106,6 +113,8 @@ def _small_model(model: DictConfig) -> dict:
         return SMALL_MAE
     if model._name == "data2vec_vision":
         return SMALL_VISION
+    if model._name == "data2vec_text":
+        return SMALL_TEXT_V1 | {"model.average_top_k_layers": 2}
     if model._name != "data2vec_multi":
         return SMALL_AUDIO
     values = dict(SMALL_MULTI)
@@ -131,7 +140,7 @@ def _small_glue(path: Path, data: Path, cfg: DictConfig, pretrained: Path | None
     values = {"task.data": str(data / "bin" / path.stem)}
     if cfg.model._name == "data2vec_text_classification":
         return values | {"model.model_path": str(pretrained)}
-    values |= SMALL_TEXT_V1
+    values |= SMALL_ROBERTA if cfg.model._name == "roberta" else SMALL_TEXT_V1
     if "restore_file" in cfg.checkpoint and OmegaConf.is_missing(cfg.checkpoint, "restore_file"):
         return values | {"checkpoint.restore_file": str(pretrained)}
     return values | {"checkpoint.finetune_from_model": str(pretrained)}
@@ -155,6 +164,11 @@ def scaled_down(path: Path, data: Path, save_dir: Path, pretrained: Path | None 
             values |= {"model.w2v_path": str(pretrained)}
     elif cfg.model._name == "audio_classification":
         values |= {"model.mask_channel_length": 8, "task.min_sample_size": 2000}
+        if pretrained is not None:
+            values |= {"model.model_path": str(pretrained)}
+    elif cfg.model._name in IMAGE_CLASSIFIERS:
+        # the two classes that write_data writes
+        values |= {"dataset.valid_subset": "valid", "model.num_classes": 2}
         if pretrained is not None:
             values |= {"model.model_path": str(pretrained)}
     else:

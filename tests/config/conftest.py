@@ -31,3 +31,18 @@ def pretrained_speech(tmp_path_factory, data):
         return made[version, normalize]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def pretrained_images(tmp_path_factory, data):
+    """Gives a tiny checkpoint of the model that a recipe for images trains, trained when first asked for."""
+    made = {}
+
+    def get(recipe):
+        if recipe not in made:
+            folder = tmp_path_factory.mktemp("pretrained")
+            train(scaled_down(ROOT / "examples" / "vision" / f"{recipe}.yaml", data("vision"), folder))
+            made[recipe] = folder / "checkpoint_last.pt"
+        return made[recipe]
+
+    return get

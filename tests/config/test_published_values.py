@@ -32,13 +32,19 @@ PAIRS = {
     "vision/huge_imagenet_v2": "data2vec/config/v2/huge_images_only_task",
     "vision/huge14_imagenet_v2": "data2vec/config/v2/huge_images14_only_task",
     "vision/mae_base_imagenet": "data2vec/config/vision/pretraining/base_mae_imagenet",
+    "vision/finetune_base_imagenet_v2": "data2vec/config/vision/finetuning/mae_imagenet_clean",
+    "vision/finetune_large_imagenet_v2": "data2vec/config/vision/finetuning/mae_imagenet_large_clean",
+    "vision/finetune_huge_imagenet_v2": "data2vec/config/vision/finetuning/mae_imagenet_huge_clean",
+    "vision/finetune_base_imagenet": "data2vec/config/vision/finetuning/imagenet",
     "vision/base_imagenet": "data2vec/config/vision/pretraining/base_imagenet_d2v1",
+    "text/base_books_wiki": "data2vec/config/text/pretraining/base",
     "text/base_books_wiki_v2": "data2vec/config/v2/base_text_only_task",
     "text/large_books_wiki_v2": "data2vec/config/v2/large_text_only_task",
     "text/large_books_wiki_v2_pgrp_1m": "data2vec/config/v2/large_text_only_task_pgrp_1M",
 }
 # our files with no published counterpart
 OURS_ALONE = ("speech/large_librilight", "vision/large_imagenet", "spectrogram/pretrain", "*/demo_*")
+OURS_ALONE += ("vision/finetune_large_imagenet", "vision/finetune_mae_base_imagenet", "vision/finetune_digits")
 
 # keys of theirs that ours leave out
 LEFT_OUT = {
@@ -49,6 +55,7 @@ LEFT_OUT = {
     "task.data": "comes from the command line",
     "criterion.log_keys": "d2v_regression knows what to log",
     "criterion._name": "model: d2v_regression sums the same losses",
+    "criterion": "the same, spelt shorter",
     "criterion.wer_*": "the authors' language model; greedy while training, and `d2v eval-ctc --lm` afterwards",
     "hydra.*": "the authors' cluster",
 }
@@ -109,6 +116,23 @@ BEIT = {
     "model.project_predictions": (ABSENT, True),
     "model.loss_scale": (ABSENT, 0.0013020833),
 }
+# the same for its fine-tuning
+BEIT_CLASSIFICATION = {
+    "common.fp16_no_flatten_grads": (ABSENT, True),
+    "checkpoint.maximize_best_checkpoint_metric": (ABSENT, True),
+    "dataset.batch_size": (64, 128),
+    "optimization.max_update": (100000, 125100),
+    "optimization.lr": ([0.0005], [0.004]),
+    "optimizer.adam_betas": ([0.9, 0.98], [0.9, 0.999]),
+    "optimizer.adam_eps": (1e-6, 1e-8),
+    "optimizer.weight_decay": (0.01, 0.0),
+    "lr_scheduler.warmup_updates": (10000, 12510),
+    "lr_scheduler.min_lr": (ABSENT, 1e-6),
+    "model.layer_decay": (ABSENT, 0.65),
+    "model.drop_path_rate": (ABSENT, 0.2),
+    "model.attention_dropout": (ABSENT, 0),
+    "model.pool_all_patches": (ABSENT, True),
+}
 # our file: {key: (theirs, ours)}
 DIFFERENCES = {
     "speech/base_librispeech": BASE,
@@ -124,6 +148,10 @@ DIFFERENCES = {
     "speech/ctc_large_960h": DECAY | ONE_STEP,
     "speech/base_librispeech_v2": {"optimizer.weight_decay_overrides": (ABSENT, False)},
     "vision/base_imagenet": BEIT,
+    "vision/finetune_base_imagenet_v2": EPS,
+    "vision/finetune_large_imagenet_v2": EPS,
+    "vision/finetune_huge_imagenet_v2": EPS,
+    "vision/finetune_base_imagenet": BEIT_CLASSIFICATION,
     "vision/base_imagenet_v2": EPS,
     "vision/large_imagenet_v2": EPS,
     "vision/huge_imagenet_v2": EPS,

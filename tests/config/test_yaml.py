@@ -30,12 +30,16 @@ def header(path: Path) -> str:
 
 
 @pytest.fixture
-def pretrained(pretrained_speech):
+def pretrained(pretrained_speech, pretrained_images):
     """Gives the checkpoint that a fine-tuning recipe starts from; None for others."""
 
     def get(path: Path, raw: dict) -> Path | None:
         if raw["model"]["_name"] in ("wav2vec_ctc", "audio_classification"):
             return pretrained_speech(2 if path.stem.endswith("_v2") else 1, raw["task"]["normalize"])
+        if raw["model"]["_name"] == "data2vec_image_classification":
+            return pretrained_images("base_imagenet")
+        if raw["model"]["_name"] == "mae_image_classification":
+            return pretrained_images("mae_base_imagenet" if "_mae_" in path.stem else "base_imagenet_v2")
         return None
 
     return get
@@ -48,7 +52,9 @@ def test_the_published_recipes_are_there():
     assert names >= ctc | {"base_librispeech", "large_librilight", "base_audioset", "audioset_classification"}
     assert names >= {"base_librispeech_v2", "large_librilight_v2", "mae_base_imagenet"}
     assert names >= {f"{size}_imagenet_v2" for size in ("base", "large", "huge", "huge14")}
-    assert names >= {"base_books_wiki_v2", "large_books_wiki_v2", "large_books_wiki_v2_pgrp_1m"}
+    assert names >= {f"finetune_{size}_imagenet_v2" for size in ("base", "large", "huge")}
+    assert names >= {"finetune_base_imagenet", "finetune_large_imagenet", "finetune_mae_base_imagenet"}
+    assert names >= {"base_books_wiki", "base_books_wiki_v2", "large_books_wiki_v2", "large_books_wiki_v2_pgrp_1m"}
 
 
 @every_file
@@ -87,8 +93,8 @@ def test_locations_come_from_the_command_line(path):
     assert raw["task"]["data"] == "???"
     if raw["model"]["_name"] == "wav2vec_ctc":
         assert raw["model"]["w2v_path"] == "???"
-    if raw["model"]["_name"] == "audio_classification":
-        assert raw["model"]["model_path"] == "???"
+    if raw["model"]["_name"].endswith("_classification"):
+        assert raw["model"].get("model_path", "???") == "???"
 
 
 @every_file
