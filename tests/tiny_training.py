@@ -115,6 +115,8 @@ def _small_model(model: DictConfig) -> dict:
         return SMALL_VISION
     if model._name == "data2vec_text":
         return SMALL_TEXT_V1 | {"model.average_top_k_layers": 2}
+    if model._name == "data2vec_text":
+        return SMALL_TEXT_V1 | {"model.average_top_k_layers": 2}
     if model._name != "data2vec_multi":
         return SMALL_AUDIO
     values = dict(SMALL_MULTI)

@@ -16,7 +16,7 @@ from d2v_plugin.method.ema import EMATeacher
 from d2v_plugin.method.misfits import misfits_named
 from d2v_plugin.method.regression import loss_scale, over_all_ranks, regression_loss
 from d2v_plugin.method.targets import TargetRecipe
-from d2v_plugin.models.data2vec_text_config import Data2VecTextConfig, validate
+from d2v_plugin.models.data2vec_text_config import Data2VecTextConfig, check_layers, validate
 from d2v_plugin.modules.init import bert_init
 from d2v_plugin.modules.sentence_encoder import SentenceEncoder
 
@@ -223,6 +223,7 @@ class Data2VecTextEncoder(SelfDistillation, FairseqEncoder):
 
     def make_teacher(self):
         """With ``ema_transformer_layers_only`` it shares the embeddings; fixed positions end that, as upstream."""
+        check_layers(self.cfg)
         student, shared = self.sentence_encoder, []
         if self.cfg.ema_transformer_layers_only:
             for name in ("embed_tokens", "embed_positions", "layernorm_embedding"):

@@ -89,11 +89,6 @@ def validate(cfg):
     check_amounts("model.transformer", transformer, ("max_source_positions",), low=1)
     check_amounts("model.transformer.encoder", encoder, SIZES, low=1)
     activation(str(transformer.activation_fn))
-    if not 1 <= cfg.average_top_k_layers <= encoder.layers:
-        raise UserError(
-            f"model.average_top_k_layers={cfg.average_top_k_layers} must lie between 1 and "
-            f"model.transformer.encoder.layers, which is {encoder.layers}"
-        )
     if encoder.embed_dim % encoder.attention_heads:
         raise UserError(
             f"model.transformer.encoder.embed_dim={encoder.embed_dim} is not a multiple of attention_heads, which is "
@@ -107,3 +102,13 @@ def validate(cfg):
     ):
         if asked:
             raise UserError(f"model.transformer.{name} is not part of data2vec; leave it out ({instead})")
+
+
+def check_layers(cfg):
+    """Refuse a K that the network lacks layers for; fine-tuning does not look at it. Raises ``UserError``."""
+    layers = cfg.transformer.encoder.layers
+    if not 1 <= cfg.average_top_k_layers <= layers:
+        raise UserError(
+            f"model.average_top_k_layers={cfg.average_top_k_layers} must lie between 1 and "
+            f"model.transformer.encoder.layers, which is {layers}"
+        )

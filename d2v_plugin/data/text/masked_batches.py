@@ -49,7 +49,7 @@ class MaskedBatches(TokenBatches):
         self.epoch, self._warned = 0, False
 
     def __getitem__(self, index: int) -> dict:
-        text = self._clean(np.array(self.blocks[index]))
+        text = self._clean(self.blocks[index].numpy())
         if self.masks is None:
             masked, chosen = text, np.ones(len(text), bool)
         else:
