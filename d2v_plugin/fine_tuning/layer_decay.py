@@ -21,6 +21,12 @@ def spare_vectors(module: nn.Module | None) -> None:
             parameter.optim_overrides = {"optimizer": {"weight_decay_scale": 0}}
 
 
+def forget_groups(model: nn.Module) -> None:
+    """Take away the names of pre-training's optimiser groups, which fine-tuning's optimiser does not have."""
+    for parameter in model.parameters():
+        vars(parameter).pop("param_group", None)
+
+
 def decay_blocks(model: nn.Module, blocks: Sequence[nn.Module], decay: float, keep_exemption: bool = True) -> None:
     """The rule for data2vec 2.0: of N blocks, counted from 0 at the bottom, block n learns at ``decay ** (N - n)``.
 

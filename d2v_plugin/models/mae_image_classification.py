@@ -15,7 +15,7 @@ from d2v_plugin.errors import UserError
 from d2v_plugin.fine_tuning.body import load_body
 from d2v_plugin.fine_tuning.image_head import pooled, result
 from d2v_plugin.fine_tuning.image_size import fit_positions
-from d2v_plugin.fine_tuning.layer_decay import decay_blocks, decay_vit, spare_vectors
+from d2v_plugin.fine_tuning.layer_decay import decay_blocks, decay_vit, forget_groups, spare_vectors
 from d2v_plugin.models._image_classifier import mixing_of, model_path
 from d2v_plugin.ranges import check_amounts, check_rates, check_shares
 
@@ -145,6 +145,7 @@ class MaeImageClassificationModel(BaseFairseqModel):
 
     def _mark_parameters(self):
         """What optimisers read: weight decay and rates by layer."""
+        forget_groups(self.model)
         spare_vectors(self.fc_norm)
         spare_vectors(self.head)
         if self.d2v_multi:
