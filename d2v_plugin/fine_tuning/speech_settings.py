@@ -70,6 +70,20 @@ def apply_to(model_cfg, fine_tuning) -> None:
     set_drop_path(model_cfg, fine_tuning.drop_path)
 
 
+def override(model_cfg, overrides) -> None:
+    """The same from fairseq's overrides of ``wav2vec_ctc``, which carry the names of the fields that they change."""
+    if model_cfg.get("_name") == "data2vec_audio":
+        names = {AUDIO_NAMES.get(field, field) for field in AUDIO_FIELDS}
+        model_cfg.update({key: value for key, value in overrides.items() if key in names})
+    if model_cfg.get("_name") != "data2vec_multi":
+        return
+    encoder = model_cfg.modalities.audio
+    model_cfg.update({key: value for key, value in overrides.items() if key in MULTI_FIELDS})
+    encoder.update({key: value for key, value in overrides.items() if key in MODALITY_FIELDS})
+    encoder["inverse_mask"], encoder["mask_prob_min"] = False, None
+    set_drop_path(model_cfg, overrides.get("drop_path") or 0.0)
+
+
 def set_drop_path(model_cfg, rate: float) -> None:
     """Drop path of a ``data2vec_multi`` for audio that grows evenly from 0 at the first block to ``rate`` at the last.
 
@@ -81,3 +95,16 @@ def set_drop_path(model_cfg, rate: float) -> None:
     model_cfg["start_drop_path_rate"], model_cfg["end_drop_path_rate"] = rates[own], rates[-1]
     if own:
         encoder["start_drop_path_rate"], encoder["end_drop_path_rate"] = rates[0], rates[own - 1]
+
+
+def normalized_in_pretraining(cfg) -> bool | None:
+    """Whether recordings were normalised, by the configuration of pre-training; None where it does not say.
+
+    fairseq keeps this with the task, a task of several modalities with that of audio, files of before 2021 with the
+    model.
+    """
+    audio = cfg.task.get("audio") if cfg.task.get("_name") == "multimodal_pretraining" else None
+    for part in (audio, cfg.task, cfg.model):
+        if part is not None and part.get("normalize") is not None:
+            return bool(part.normalize)
+    return None
