@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tiny_data import write_data
 
@@ -95,8 +96,11 @@ def compose_config(path: Path) -> DictConfig:
     from fairseq.dataclass.initialize import hydra_init
 
     hydra_init(path.stem)
+    # Some of upstream's files hold settings of a cluster, which only its launcher knows.
+    ConfigStore.instance().store(group="hydra/launcher", name="cluster", node={})
+    on_cluster = OmegaConf.select(OmegaConf.load(path), "hydra.launcher") is not None
     with initialize_config_dir(str(path.parent.resolve()), version_base="1.1"):
-        return compose(path.stem)
+        return compose(path.stem, overrides=["hydra/launcher=cluster"] if on_cluster else [])
 
 
 def modality(cfg) -> str:
@@ -113,8 +117,6 @@ def _small_model(model: DictConfig) -> dict:
         return SMALL_MAE
     if model._name == "data2vec_vision":
         return SMALL_VISION
-    if model._name == "data2vec_text":
-        return SMALL_TEXT_V1 | {"model.average_top_k_layers": 2}
     if model._name == "data2vec_text":
         return SMALL_TEXT_V1 | {"model.average_top_k_layers": 2}
     if model._name != "data2vec_multi":
@@ -142,10 +144,10 @@ def _small_glue(path: Path, data: Path, cfg: DictConfig, pretrained: Path | None
     values = {"task.data": str(data / "bin" / path.stem)}
     if cfg.model._name == "data2vec_text_classification":
         return values | {"model.model_path": str(pretrained)}
-    values |= SMALL_ROBERTA if cfg.model._name == "roberta" else SMALL_TEXT_V1
-    if "restore_file" in cfg.checkpoint and OmegaConf.is_missing(cfg.checkpoint, "restore_file"):
-        return values | {"checkpoint.restore_file": str(pretrained)}
-    return values | {"checkpoint.finetune_from_model": str(pretrained)}
+    if cfg.model._name == "roberta":
+        # upstream's files; "???" in a file is the default once it is merged with it
+        return values | SMALL_ROBERTA | {"checkpoint.restore_file": str(pretrained)}
+    return values | SMALL_TEXT_V1 | {"checkpoint.finetune_from_model": str(pretrained)}
 
 
 def scaled_down(path: Path, data: Path, save_dir: Path, pretrained: Path | None = None, **more) -> DictConfig:

@@ -18,6 +18,7 @@ from d2v_plugin.fairseq_hooks import (
     resuming,
     saving,
     schedules,
+    sentence_scores,
 )
 
 _installed = False
@@ -37,5 +38,6 @@ def install() -> None:
     broadcast.install()
     edit_distance.install()
     schedules.install()
+    sentence_scores.install()
     errors.install()
     repeated_warnings.install()

@@ -27,6 +27,8 @@ from d2v_plugin.errors import UserError
 from d2v_plugin.fairseq_hooks.run_differences import differences
 
 RESUME, INIT, FRESH, AUTO = "resume", "init_from", "fresh", "auto"
+# fairseq's roberta reads the weights of data2vec_text, as its recipes for GLUE do, and the other way round
+SAME_WEIGHTS = {"data2vec_text", "roberta"}
 TEACHERS = ("file", "student")
 DEFAULT_FILE = "checkpoint_last.pt"
 RESETS = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
@@ -267,7 +269,7 @@ def _nothing(asked: Asked) -> Start:
 def _check_model(saved: dict, cfg: Any, path: str) -> None:
     """Raises ``UserError`` where the file says that its weights are of another kind of model."""
     found, own = ((part.get("model") or {}).get("_name") for part in (saved.get("cfg") or {}, cfg))
-    if found is not None and own is not None and found != own:
+    if found is not None and own is not None and found != own and {found, own} != SAME_WEIGHTS:
         raise UserError(
             f"checkpoint.init_from={path} holds a {found} and this run trains a {own}; give a checkpoint of that model "
             "(fine-tuning names its pre-trained file in the model's own field, see its recipe)"
