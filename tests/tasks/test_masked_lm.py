@@ -141,6 +141,27 @@ def test_an_epoch_never_sees_the_masks_of_the_one_before(data):
     assert whole[1] != whole[2]
 
 
+CROPS = {"sample_break_mode": "eos", "shorten_method": "random_crop", "tokens_per_sample": 6}
+
+
+@pytest.mark.parametrize(("fields", "key"), [(MASKED, "src_tokens"), (CROPS, "source")])
+def test_data_workers_that_outlive_an_epoch_hear_of_the_next(data, fields, key):
+    task = task_of(NAME, data, **fields)
+    task.load_dataset("train")
+    dataset = task.dataset("train")
+    order = dataset.ordered_indices()[-8:].tolist()
+    batches = [order[:4], order[4:]]
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_sampler=batches, collate_fn=dataset.collater, num_workers=1, persistent_workers=True
+    )
+    seen = {}
+    for epoch in (1, 2):
+        dataset.set_epoch(epoch)
+        seen[epoch] = [batch["net_input"][key].tolist() for batch in loader]
+        assert seen[epoch] == [dataset.collater([dataset[n] for n in b])["net_input"][key].tolist() for b in batches]
+    assert seen[1] != seen[2]
+
+
 class TakesRows(BaseFairseqModel):
     def forward(self, src_tokens, target_tokens=None, source_lengths=None, masked_rows=None, **kwargs):
         return src_tokens

@@ -27,12 +27,26 @@ class TokenBatches(FairseqDataset):
         self.sizes = np.asarray(blocks.sizes)  # (N,) tokens
         with data_utils.numpy_seed(seed):
             self._shuffle = np.random.permutation(len(blocks))
+        # Shared, because data workers outlive an epoch and see nothing else that the main process sets later.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._epoch_of_blocks = 0
 
     def __len__(self) -> int:
         return len(self.blocks)
 
     def __getitem__(self, index: int) -> dict:
-        return {"id": index, "source": self.blocks[index]}
+        return {"id": index, "source": self._block(index)}
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch[0])
+
+    def _block(self, index: int) -> torch.Tensor:
+        """(T,) tokens of this epoch: crops move."""
+        if self._epoch_of_blocks != self.epoch:
+            self._epoch_of_blocks = self.epoch
+            self.blocks.set_epoch(self.epoch)
+        return self.blocks[index]
 
     def ordered_indices(self) -> np.ndarray:
         """(N',) blocks with text by length, shuffled within a length."""
@@ -75,4 +89,4 @@ class TokenBatches(FairseqDataset):
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
-        self.blocks.set_epoch(epoch)
+        self._epoch[0] = epoch

@@ -18,8 +18,8 @@ class MaskedBatches(TokenBatches):
 
     Differences: ``target_tokens`` is the whole text, where fairseq has padding wherever nothing is masked (its issue
     4881), blocks that hold nothing but specials are left out, and ``<mask>`` in a text is taken for ``<unk>``.
-    Masks are functions of seed, epoch and block alone; fairseq keeps the last few items, so that after a change of the
-    epoch some may come back with the masks of the epoch before.
+    Masks are functions of seed, epoch and block alone. Those of fairseq's own ``masked_lm`` are not: its data workers
+    never hear of a new epoch, and without workers the last few blocks come back with the masks of the epoch before.
 
     Args:
         blocks, pad, seed: see ``TokenBatches``.
@@ -46,10 +46,10 @@ class MaskedBatches(TokenBatches):
         super().__init__(blocks, pad, seed)
         self.masks, self.mask, self.unknown = masks, mask, unknown
         self.text, self.index, self.rows = text, index, False
-        self.epoch, self._warned = 0, False
+        self._warned = False
 
     def __getitem__(self, index: int) -> dict:
-        text = self._clean(self.blocks[index].numpy())
+        text = self._clean(self._block(index).numpy())
         if self.masks is None:
             masked, chosen = text, np.ones(len(text), bool)
         else:
@@ -90,7 +90,3 @@ class MaskedBatches(TokenBatches):
         for row, sample in zip(rows, samples, strict=True):
             row[: len(sample[key])] = torch.from_numpy(sample[key])
         return rows
-
-    def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        self.epoch = epoch
