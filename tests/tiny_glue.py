@@ -1,4 +1,4 @@
-"""GLUE as small as a run takes: the eight tasks prepared, and tiny pre-trained checkpoints of both versions for them."""
+"""GLUE as small as a run takes: the eight tasks prepared, and tiny pre-trained checkpoints for them."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,6 +1,7 @@
 """Data and pre-trained checkpoints for the YAML files that are trained with."""
 
 import pytest
+import tiny_glue
 from tiny_training import ROOT, scaled_down, train, write_data
 
 
@@ -44,5 +45,20 @@ def pretrained_images(tmp_path_factory, data):
             train(scaled_down(ROOT / "examples" / "vision" / f"{recipe}.yaml", data("vision"), folder))
             made[recipe] = folder / "checkpoint_last.pt"
         return made[recipe]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def pretrained_text(tmp_path_factory, data):
+    """Gives a tiny checkpoint of version 1 or 2 on the text of GLUE's tasks, trained when first asked for."""
+    made = {}
+
+    def get(version):
+        if version not in made:
+            folder = tmp_path_factory.mktemp("pretrained")
+            recipe = tiny_glue.V2 if version == 2 else tiny_glue.V1
+            made[version] = tiny_glue.pretrain(data("glue") / "text", folder, recipe)
+        return made[version]
 
     return get

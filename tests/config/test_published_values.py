@@ -38,11 +38,13 @@ PAIRS = {
     "vision/finetune_base_imagenet": "data2vec/config/vision/finetuning/imagenet",
     "vision/base_imagenet": "data2vec/config/vision/pretraining/base_imagenet_d2v1",
     "text/base_books_wiki": "data2vec/config/text/pretraining/base",
-    "text/base_books_wiki": "data2vec/config/text/pretraining/base",
     "text/base_books_wiki_v2": "data2vec/config/v2/base_text_only_task",
     "text/large_books_wiki_v2": "data2vec/config/v2/large_text_only_task",
     "text/large_books_wiki_v2_pgrp_1m": "data2vec/config/v2/large_text_only_task_pgrp_1M",
 }
+GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst_2", "sts_b")
+PAIRS |= {f"text/glue/{name}": f"data2vec/config/v2/text_finetuning/{name}" for name in GLUE}
+PAIRS |= {f"text/glue_v1/{name}": f"roberta/config/finetuning/{name}" for name in GLUE}
 # our files with no published counterpart
 OURS_ALONE = ("speech/large_librilight", "vision/large_imagenet", "spectrogram/pretrain", "*/demo_*")
 OURS_ALONE += ("vision/finetune_large_imagenet", "vision/finetune_mae_base_imagenet", "vision/finetune_digits")
@@ -57,7 +59,6 @@ LEFT_OUT = {
     "criterion.log_keys": "d2v_regression knows what to log",
     "criterion._name": "model: d2v_regression sums the same losses",
     "criterion": "the same, spelt shorter",
-    "criterion": "the same, spelt shorter",
     "criterion.wer_*": "the authors' language model; greedy while training, and `d2v eval-ctc --lm` afterwards",
     "hydra.*": "the authors' cluster",
 }
@@ -67,6 +68,7 @@ RENAMED = {
     "audio_pretraining": "d2v_audio_pretraining",
     "audio_finetuning": "d2v_audio_finetuning",
     "masked_lm": "d2v_masked_lm",
+    "sentence_prediction": "d2v_sentence_prediction",
     "adam": "d2v_adamw",
 }
 ABSENT = "absent"
@@ -163,6 +165,47 @@ DIFFERENCES = {
         "optimizer.groups.no_decay.optimizer.adam_eps": (ABSENT, 1e-8),
     },
 }
+
+# fairseq's adam, which theirs name, knows of no parameter that is spared
+DECAYED = {"optimizer.weight_decay_overrides": (ABSENT, False)}
+DIFFERENCES |= {f"text/glue/{name}": DECAYED for name in GLUE}
+# theirs are written for roberta, which has the same network and base sizes as its defaults, and know accuracy alone
+BASE_TEXT = {
+    "max_positions": 512,
+    "head_layers": 2,
+    "transformer.dropout": 0.1,
+    "transformer.attention_dropout": 0.1,
+    "transformer.layernorm_embedding": True,
+    "transformer.activation_fn": "gelu",
+    "transformer.no_scale_embedding": True,
+    "transformer.max_source_positions": 512,
+    "transformer.encoder.embed_dim": 768,
+    "transformer.encoder.ffn_embed_dim": 3072,
+    "transformer.encoder.layers": 12,
+    "transformer.encoder.attention_heads": 12,
+    "transformer.encoder.normalize_before": False,
+    "transformer.encoder.learned_pos": True,
+}
+ROBERTA = DECAYED | {f"model.{key}": (ABSENT, value) for key, value in BASE_TEXT.items()}
+ROBERTA |= {"model._name": ("roberta", "data2vec_text")}
+ROBERTA |= {"model.dropout": (0.1, ABSENT), "model.attention_dropout": (0.1, ABSENT)}
+# a run with restore_file begins again whenever it is resumed
+ROBERTA |= {"checkpoint.restore_file": ("???", ABSENT), "checkpoint.finetune_from_model": (ABSENT, "pretrained.pt")}
+ROBERTA |= {f"checkpoint.reset_{name}": (True, ABSENT) for name in ("optimizer", "dataloader", "meters")}
+METRIC = "checkpoint.best_checkpoint_metric"
+ACC_AND_F1 = {METRIC: ("accuracy", "acc_and_f1"), "criterion.report_acc_and_f1": (ABSENT, True)}
+OWN_SCORES = {
+    "cola": {METRIC: ("accuracy", "mcc"), "criterion.report_mcc": (ABSENT, True)},
+    "mnli": {"dataset.valid_subset": (ABSENT, "valid,valid1")},
+    "mrpc": ACC_AND_F1,
+    "qqp": ACC_AND_F1,
+    "sts_b": {
+        METRIC: (ABSENT, "pearson_and_spearman"),
+        "checkpoint.maximize_best_checkpoint_metric": (ABSENT, True),
+        "criterion.report_pearson_and_spearman": (ABSENT, True),
+    },
+}
+DIFFERENCES |= {f"text/glue_v1/{name}": ROBERTA | OWN_SCORES.get(name, {}) for name in GLUE}
 
 
 def flat(node, prefix=""):

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tiny_training import ROOT, compose_config, modality, register, scaled_down, train
 
 from d2v_plugin.checkpoints import read_checkpoint
+from d2v_plugin.data.text.glue import TASKS
 
 EXAMPLES = ROOT / "examples"
 FILES = sorted(EXAMPLES.rglob("*.yaml"))
@@ -30,7 +31,7 @@ def header(path: Path) -> str:
 
 
 @pytest.fixture
-def pretrained(pretrained_speech, pretrained_images):
+def pretrained(pretrained_speech, pretrained_images, pretrained_text):
     """Gives the checkpoint that a fine-tuning recipe starts from; None for others."""
 
     def get(path: Path, raw: dict) -> Path | None:
@@ -40,6 +41,8 @@ def pretrained(pretrained_speech, pretrained_images):
             return pretrained_images("base_imagenet")
         if raw["model"]["_name"] == "mae_image_classification":
             return pretrained_images("mae_base_imagenet" if "_mae_" in path.stem else "base_imagenet_v2")
+        if modality(raw) == "glue":
+            return pretrained_text(1 if path.parent.name == "glue_v1" else 2)
         return None
 
     return get
@@ -49,6 +52,8 @@ def test_the_published_recipes_are_there():
     names = {path.stem for path in FILES}
     splits, versions = ("10m", "1h", "10h", "100h", "960h"), ("", "_v2")
     ctc = {f"ctc_{size}_{split}{v}" for size in ("base", "large") for split in splits for v in versions}
+    for folder in ("glue", "glue_v1"):
+        assert {path.stem for path in FILES if path.parent.name == folder} == set(TASKS)
     assert names >= ctc | {"base_librispeech", "large_librilight", "base_audioset", "audioset_classification"}
     assert names >= {"base_librispeech_v2", "large_librilight_v2", "mae_base_imagenet"}
     assert names >= {f"{size}_imagenet_v2" for size in ("base", "large", "huge", "huge14")}
