@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v_plugin.errors import UserError
-
-# fixed tables of mae and data2vec 2.0
-POSITIONS = ("pos_embed", "modality_encoders.IMAGE.fixed_positional_encoder.positions")
+# fixed tables of mae, whose decoder is loaded before it is taken away, and of data2vec 2.0
+POSITIONS = ("pos_embed", "decoder_pos_embed", "modality_encoders.IMAGE.fixed_positional_encoder.positions")
 RELATIVE = "relative_position_bias_table"
 RELATIVE_INDEX = "relative_position_index"  # which row belongs to which pair of patches
 RELATIVE_OF_CLS = 3  # from CLS, to CLS, and its own
@@ -20,9 +18,6 @@ def fit_positions(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
     Tables of positions, one row a patch, are interpolated bicubically as in MAE's and DeiT's fine-tuning; those of
     biases by relative position, (2 S - 1)^2 rows for a grid of side S and three more for CLS, likewise.
-
-    Raises:
-        UserError: a learned table of ALiBi, which goes by the distance in patches and cannot be stretched.
     """
     own = {name: value for name, value in model.state_dict().items() if torch.is_tensor(value)}
     for name, table in list(weights.items()):
@@ -34,11 +29,6 @@ def fit_positions(model: nn.Module, weights: dict[str, Tensor]) -> None:
             weights[name] = stretched(table, len(own[name]), RELATIVE_OF_CLS, last=True)
         elif name.endswith(RELATIVE_INDEX):
             weights[name] = own[name]
-        elif name.endswith("alibi_bias"):
-            raise UserError(
-                "task.input_size differs from pre-training's and the model has a learned table of ALiBi biases for it; "
-                "take the same size, or model.remove_alibi=true"
-            )
 
 
 def stretched(table: Tensor, rows: int, extra: int | None = None, last: bool = False) -> Tensor:

@@ -43,9 +43,8 @@ class Data2VecImageClassificationConfig(FairseqDataclass):
     pool_all_patches: bool = field(
         default=False, metadata={"help": "the mean of all patches; false leaves the first one out, as upstream does"}
     )
-    input_size: Optional[int] = field(
-        default=II("task.input_size"), metadata={"help": "another than in pre-training stretches its positions"}
-    )
+    # The task's; another than in pre-training stretches the positions.
+    input_size: Optional[int] = II("task.input_size")
 
 
 @register_model("data2vec_image_classification", dataclass=Data2VecImageClassificationConfig)

@@ -75,9 +75,8 @@ class MaeImageClassificationConfig(FairseqDataclass):
         default=True, metadata={"help": "vectors in blocks with a rate of their own do not decay, as elsewhere"}
     )
 
-    input_size: Optional[int] = field(
-        default=II("task.input_size"), metadata={"help": "another than in pre-training stretches its positions"}
-    )
+    # The task's; another than in pre-training stretches the positions.
+    input_size: Optional[int] = II("task.input_size")
 
 
 SHARES = ("label_smoothing", "mixup_prob", "mixup_switch_prob", "encoder_dropout", "post_mlp_drop", "attention_dropout")
@@ -181,12 +180,22 @@ class MaeImageClassificationModel(BaseFairseqModel):
         return x[:, self._extra_tokens :] if patches_only else x
 
 
+def _check_alibi(image, cfg):
+    if image.get("use_alibi_encoder") and image.get("learned_alibi") and not cfg.remove_alibi:
+        raise UserError(
+            f"task.input_size={cfg.input_size} and the pre-trained model has a learned table of ALiBi biases for "
+            f"{image.input_size}; set task.input_size={image.input_size}, or model.remove_alibi=true"
+        )
+
+
 def adjust_body(model_cfg, cfg):
     """Change the configuration of pre-training into that of fine-tuning."""
     multi = "modalities" in model_cfg
     image = model_cfg.modalities.image if multi else model_cfg
     if cfg.input_size is not None:
         check_patches(cfg.input_size, image.patch_size)
+        if multi and cfg.input_size != image.input_size:
+            _check_alibi(image, cfg)
         image.input_size = cfg.input_size
     if cfg.norm_eps is not None:
         model_cfg.norm_eps = cfg.norm_eps

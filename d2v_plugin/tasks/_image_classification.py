@@ -79,8 +79,9 @@ class ImageClassificationFields(FairseqDataclass):
     exif_orientation: bool = field(default=False, metadata={"help": "turn images as their camera noted"})
     seed: int = II("common.seed")
     train_subset: str = II("dataset.train_subset")
-    optimizer: Any = field(default=II("optimizer._name"), metadata={"help": "for a check: does it scale rates?"})
-    fp16: bool = field(default=II("common.fp16"), metadata={"help": "for a check: does it flatten parameters?"})
+    # for check_optimizer
+    optimizer: Any = II("optimizer._name")
+    fp16: bool = II("common.fp16")
     fp16_no_flatten_grads: bool = II("common.fp16_no_flatten_grads")
 
 

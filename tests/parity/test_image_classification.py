@@ -6,12 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import upstream
+import upstream_images
 from fairseq.dataclass.utils import merge_with_parent
 from omegaconf import OmegaConf
-from tiny_multi import root_config
-from tiny_vision import TINY as VISION
-from tiny_vision import build as build_vision
-from tiny_vision import oracle
+from upstream_images import SIZE
 
 from d2v_plugin.data.images.mixing import Mixing
 from d2v_plugin.models.data2vec_image_classification import (
@@ -20,64 +18,24 @@ from d2v_plugin.models.data2vec_image_classification import (
 )
 from d2v_plugin.models.mae_image_classification import MaeImageClassificationConfig, MaeImageClassificationModel
 
-CLASSES, SIZE = 7, 24
-MAE = {
-    "_name": "mae",
-    "input_size": SIZE,
-    "patch_size": 4,
-    "embed_dim": 48,
-    "depth": 3,
-    "num_heads": 4,
-    "decoder_embed_dim": 32,
-    "decoder_depth": 1,
-    "decoder_num_heads": 4,
-}
-# settings of the body -> those of the classifier
+CLASSES = 7
+MULTI, MAE = upstream_images.multi, upstream_images.mae
+CLS = {"modalities__image__num_extra_tokens": 1}
+ALIBI = {"modalities__image__use_alibi_encoder": True}
+# the body and its settings, and those of the classifier
 CASES = {
-    "multi": ({"modalities__image__num_extra_tokens": 1}, {}),
-    "multi, no norm": ({"modalities__image__num_extra_tokens": 1}, {"use_fc_norm": False, "layer_decay": 0.75}),
-    "multi, CLS": ({"modalities__image__num_extra_tokens": 1}, {"prediction_mode": "CLS_TOKEN"}),
-    "multi, linear softmax": ({}, {"prediction_mode": "LIN_SOFTMAX", "no_decay_blocks": False}),
-    "multi, pre-norm": ({"layer_norm_first": True}, {"layer_decay": 0, "norm_eps": 1e-3}),
-    "multi, one rate": ({}, {"layer_decay": 1.0}),
-    "multi, ALiBi": ({"modalities__image__use_alibi_encoder": True}, {}),
-    "multi, head alone": ({}, {"linear_classifier": True}),
-    "mae": (None, {}),
-    "mae, CLS": (None, {"prediction_mode": "CLS_TOKEN", "layer_decay": 0.75}),
-    "mae, one rate": (None, {"layer_decay": 0}),
+    "multi": (MULTI, CLS, {}),
+    "multi, no norm": (MULTI, CLS, {"use_fc_norm": False, "layer_decay": 0.75}),
+    "multi, CLS": (MULTI, CLS, {"prediction_mode": "CLS_TOKEN"}),
+    "multi, linear softmax": (MULTI, {}, {"prediction_mode": "LIN_SOFTMAX", "no_decay_blocks": False}),
+    "multi, pre-norm": (MULTI, {"layer_norm_first": True}, {"layer_decay": 0, "norm_eps": 1e-3}),
+    "multi, one rate": (MULTI, {}, {"layer_decay": 1.0}),
+    "multi, ALiBi": (MULTI, ALIBI, {}),
+    "multi, head alone": (MULTI, {}, {"linear_classifier": True}),
+    "mae": (MAE, {}, {}),
+    "mae, CLS": (MAE, {}, {"prediction_mode": "CLS_TOKEN", "layer_decay": 0.75}),
+    "mae, one rate": (MAE, {}, {"layer_decay": 0}),
 }
-
-
-def pretrained(body):
-    """State of upstream's trainer for a tiny body with upstream's weights, and a function that builds such a body."""
-    if body is None:
-        module = upstream.load_v2("models.mae")
-
-        def build(cfg):
-            with upstream.current_stack():
-                return module.MaeModel(merge_with_parent(module.MaeConfig(), cfg, remove_missing=True))
-
-        model_cfg = OmegaConf.create(MAE)
-    else:
-        module = upstream.load_v2("models.data2vec2")
-        root = root_config("IMAGE", **body)
-        root.model = merge_with_parent(module.Data2VecMultiConfig(), root.model)
-        model_cfg = OmegaConf.create(OmegaConf.to_container(root, resolve=True, enum_to_str=True)["model"])
-
-        def build(cfg):
-            root = OmegaConf.create({"common": {"seed": 1}, "optimization": {"max_update": 100}, "model": cfg})
-            with upstream.current_stack():
-                cfg = merge_with_parent(module.Data2VecMultiConfig(), root.model, remove_missing=True)
-                return module.Data2VecMultiModel.build_model(cfg)
-
-    theirs = build(model_cfg)
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    task = {"_name": "mae_image_pretraining", "data": "/not/on/this/machine", "input_size": SIZE}
-    cfg = {"common": {"seed": 1}, "model": model_cfg, "task": task}
-    return {"cfg": OmegaConf.create(cfg), "model": theirs.state_dict()}, build
 
 
 def config(path="-", **settings):
@@ -91,7 +49,7 @@ def upstreams(state, build, cfg):
     module = upstream.load_v2("models.mae_image_classification")
     task = SimpleNamespace(build_model=lambda model_cfg, from_checkpoint: build(model_cfg))
     with pytest.MonkeyPatch.context() as patch:
-        state = {"cfg": copy.deepcopy(state["cfg"]), "model": dict(state["model"])}
+        state = {"cfg": OmegaConf.create(state["cfg"]), "model": dict(state["model"])}
         patch.setattr(module, "checkpoint_utils", SimpleNamespace(load_checkpoint_to_cpu=lambda path, _: state))
         patch.setattr(module, "tasks", SimpleNamespace(setup_task=lambda cfg: task))
         names = {name: getattr(cfg, name) for name in module.MaeImageClassificationConfig.__dataclass_fields__}
@@ -102,9 +60,9 @@ def upstreams(state, build, cfg):
 
 def pair(tmp_path, case, **more):
     """Upstream's classifier and ours, which has taken over its weights."""
-    body, settings = CASES[case]
-    state, build = pretrained(body)
-    torch.save({**state, "cfg": OmegaConf.to_container(state["cfg"])}, tmp_path / "upstream.pt")
+    body, of_body, settings = CASES[case]
+    state, build = body(**of_body)
+    torch.save(state, tmp_path / "upstream.pt")
     cfg = config(str(tmp_path / "upstream.pt"), **settings, **more)
     theirs, ours = upstreams(state, build, copy.deepcopy(cfg)), MaeImageClassificationModel(cfg)
     start = ours.state_dict()
@@ -123,21 +81,13 @@ def relative(a, b):
 def pair_of_1(tmp_path, body, **settings):
     """The same for 1.0."""
     module = upstream.load("data2vec_image_classification")
-    theirs_body = oracle(**body)
-    state = {"cfg": {"model": {"_name": "data2vec_vision", **VISION, **body}, "task": {"_name": "image_pretraining"}}}
-    state |= {
-        "model": {
-            name: value + 0.05 * torch.randn_like(value) if value.is_floating_point() else value
-            for name, value in theirs_body.state_dict().items()
-        }
-    }
-    assert state["model"].keys() == build_vision(**body).state_dict().keys()
+    state, build = upstream_images.vision(**body)
     torch.save(state, tmp_path / "upstream.pt")
     root = {"task": {"data": "/nowhere", "input_size": SIZE}, "model": {"model_path": str(tmp_path / "upstream.pt")}}
     root["model"] |= {"num_classes": CLASSES, "mixup": 0.0, "cutmix": 0.0, **settings}
     cfg = merge_with_parent(Data2VecImageClassificationConfig(), OmegaConf.create(root).model)
     fields = {name: getattr(cfg, name) for name in module.Data2VecImageClassificationConfig.__dataclass_fields__}
-    task = SimpleNamespace(build_model=lambda model_cfg, from_checkpoint: theirs_body)
+    task = SimpleNamespace(build_model=lambda model_cfg, from_checkpoint: build(model_cfg))
     with pytest.MonkeyPatch.context() as patch:
         read = {**state, "cfg": OmegaConf.create(state["cfg"])}
         patch.setattr(module, "checkpoint_utils", SimpleNamespace(load_checkpoint_to_cpu=lambda path, _: read))
