@@ -1,5 +1,7 @@
 """Runs the YAML files of ``examples`` in this process, scaled down: small widths, short samples, two updates."""
 
+import copy
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,6 +95,12 @@ SMALL_VISION = {
 
 def compose_config(path: Path) -> DictConfig:
     """The configuration in ``path`` as ``fairseq-hydra-train`` composes it, without the values the user gives."""
+    return copy.deepcopy(_composed(path, path.stat().st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=512)
+def _composed(path: Path, _written: int) -> DictConfig:
+    """Hydra takes a second for each; files are composed by several tests."""
     from fairseq.dataclass.initialize import hydra_init
 
     hydra_init(path.stem)
