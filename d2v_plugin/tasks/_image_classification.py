@@ -137,17 +137,9 @@ class ImageClassification(BadFileReports, FairseqTask):
         index = find_images([cfg.data], split, cfg.dataset_type)
         training = split == train_subset(cfg)
         labels = self._labels(index, cfg, training)
-        crop = cfg.crop or ("shift" if cfg.input_size <= self.shift_up_to else "random")
         dataset = LabelledImageDataset(
             index,
-            CropRule(
-                cfg.input_size,
-                beit=True,
-                plain=crop == "whole",
-                shift=SHIFT if crop == "shift" else 0,
-                training=training,
-                share_up_to=self.share_up_to,
-            ),
+            self.crop_rule(training, cfg),
             labels=labels,
             key=self.image_key,
             label_key=self.label_key,
@@ -160,6 +152,19 @@ class ImageClassification(BadFileReports, FairseqTask):
         )
         logger.info("%s: %s, %d classes", split, dataset.rule, len(set(labels.tolist())))
         self.datasets[split] = self.counted[split] = dataset
+
+    def crop_rule(self, training: bool, cfg=None) -> CropRule:
+        """How images are cropped, by default with this task's own configuration."""
+        cfg = cfg or self.cfg
+        crop = cfg.crop or ("shift" if cfg.input_size <= self.shift_up_to else "random")
+        return CropRule(
+            cfg.input_size,
+            beit=True,
+            plain=crop == "whole",
+            shift=SHIFT if crop == "shift" else 0,
+            training=training,
+            share_up_to=self.share_up_to,
+        )
 
     def _labels(self, index, cfg, training: bool):
         """Numbers of the classes as in training: the checkpoint's, else those of the training split, else its own."""
