@@ -99,8 +99,8 @@ class Data2VecVisionModel(SelfDistillation, BaseFairseqModel):
             masked_rows: (N,) int64, flat indices ``b * L + l`` of the masked patches; spares reading ``mask_indices``.
         Returns:
             Features (B, L, C) without the class token, or a list of (B, L, C). In pre-training a dict of ``losses``,
-            ``sample_size`` (masked patches), ``target_var``, ``pred_var``, ``ema_decay`` (times 1000), and ``logs``
-            when the collapse watch looked.
+            ``sample_size`` (masked patches), ``masked_pct`` (their share), ``target_var``, ``pred_var``, ``ema_decay``
+            (times 1000), and ``logs`` when the collapse watch looked.
         """
         patches = self.patch_embed(img)
         x, rows = patches, None
@@ -119,6 +119,7 @@ class Data2VecVisionModel(SelfDistillation, BaseFairseqModel):
         # masked patches in a sequence with a class token before each image's L patches
         pred = x.flatten(0, 1).index_select(0, rows + rows // patches.shape[1] + 1)
         result, regression = self._regress(pred, self.target_recipe(layers, rows))
+        result["masked_pct"] = len(rows) / mask_indices.numel()
         if self.training and self.watch.due(self.num_updates):
             finite, target_std, pred_std = over_all_ranks(regression)
             self.watch.check(self.num_updates, finite, target_var=target_std, pred_var=pred_std)
