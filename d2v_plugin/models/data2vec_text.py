@@ -13,7 +13,7 @@ from d2v_plugin.errors import UserError
 from d2v_plugin.method.collapse import CollapseWatch
 from d2v_plugin.method.distillation import SelfDistillation
 from d2v_plugin.method.ema import EMATeacher
-from d2v_plugin.method.misfits import misfits_named
+from d2v_plugin.method.misfits import ANOTHER_VOCABULARY, misfits_named
 from d2v_plugin.method.regression import loss_scale, over_all_ranks, regression_loss
 from d2v_plugin.method.targets import TargetRecipe
 from d2v_plugin.models.data2vec_text_config import Data2VecTextConfig, check_layers, validate
@@ -154,6 +154,10 @@ class Data2VecTextModel(FairseqEncoderModel):
         """Bring what earlier versions, RoBERTa and fine-tuning wrote to this model's names, in place."""
         prefix = f"{name}." if name else ""
         rename_text_weights(state_dict, prefix)
+        embedding = state_dict.get(f"{prefix}encoder.sentence_encoder.embed_tokens.weight")
+        symbols = len(self.encoder.dictionary)
+        if embedding is not None and len(embedding) != symbols:
+            raise UserError(f"{ANOTHER_VOCABULARY} It has {len(embedding)} symbols, this run {symbols}")
         head = self.encoder.regression_head
         own = None if head is None else head.state_dict()
         if fit_regression_head(state_dict, prefix, own, own_where_missing=len(self.classification_heads) > 0):

@@ -9,7 +9,6 @@ from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecB
 from omegaconf import II
 
 from d2v_plugin.errors import UserError
-from d2v_plugin.modules.activations import activation
 from d2v_plugin.ranges import check_amounts, check_rates, check_shares
 
 
@@ -88,7 +87,6 @@ def validate(cfg):
     check_shares("model.transformer.encoder", encoder, ("layerdrop",))
     check_amounts("model.transformer", transformer, ("max_source_positions",), low=1)
     check_amounts("model.transformer.encoder", encoder, SIZES, low=1)
-    activation(str(transformer.activation_fn))
     if encoder.embed_dim % encoder.attention_heads:
         raise UserError(
             f"model.transformer.encoder.embed_dim={encoder.embed_dim} is not a multiple of attention_heads, which is "
