@@ -170,7 +170,7 @@ def test_distributed_training_finds_a_gradient_for_every_parameter(monkeypatch, 
     model = tiny(project_predictions=project, watch_interval=100).train()
     model.set_num_updates(1)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: distributed)
-    model(images())["losses"]["regression"].backward()
+    model(images(), mask_indices=masks())["losses"]["regression"].backward()
     without = {name for name, p in model.named_parameters() if p.grad is None}
     assert without == (set() if project or distributed else {"final_proj.weight", "final_proj.bias"})
     if not without:
