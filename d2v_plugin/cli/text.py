@@ -64,7 +64,7 @@ def _add_probe(commands) -> None:
         description="Fits a linear probe on the mean vectors of each layer and scores it on held-out passages, beside "
         "a bag of sentencepiece pieces. examples/text/prepare_prose.py writes tables of passages.",
     )
-    probe.add_argument("checkpoint", type=Path, help="fairseq checkpoint of data2vec_multi with text")
+    probe.add_argument("checkpoint", type=Path, help="fairseq checkpoint of data2vec_multi (text) or data2vec_text")
     probe.add_argument("tables", type=Path, nargs="+", metavar="TSV", help="split, label, document, start, end, text")
     probe.add_argument("--data", type=Path, required=True, help="folder of binarised text it was trained on")
     probe.add_argument("--layers", type=int, nargs="+", help="which layers, 0 to the depth (default: all)")

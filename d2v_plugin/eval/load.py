@@ -7,6 +7,7 @@ configuration inside it builds the model, and the weights must fit it exactly.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,12 +154,19 @@ def _kind(cfg, path: Path, want: str | None) -> tuple[str, str]:
 
 
 def load_multi(
-    path: Path, modality: str, *, dictionary=None, untrained_seed: int | None = None, device: torch.device | str = "cpu"
+    path: Path,
+    modality: str,
+    *,
+    also: Sequence[str] = (),
+    dictionary=None,
+    untrained_seed: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[nn.Module, Any]:
     """The network of a ``data2vec_multi`` checkpoint for one modality, for features.
 
     Args:
         modality: "IMAGE", "TEXT", "AUDIO" or a registered one.
+        also: names of models of 1.0 that serve that modality.
         dictionary: fairseq ``Dictionary`` of training; TEXT needs it.
         untrained_seed: keep the random initial weights that this seed gives instead of the checkpoint's.
     Returns:
@@ -169,13 +177,15 @@ def load_multi(
     state = read_checkpoint(path, keys=("model",))
     cfg = configuration(state, path)
     name = str(cfg.model.get("_name"))
-    if name != "data2vec_multi":
-        raise UserError(f"{path} holds a {name!r} model; this takes data2vec_multi")
-    check_modality(cfg, modality, path)
+    multi = name == "data2vec_multi"
+    if not multi and name not in also:
+        raise UserError(f"{path} holds a {name!r} model; this takes {' or '.join(['data2vec_multi', *also])}")
+    if multi:
+        check_modality(cfg, modality, path)
     model = built(cfg, SimpleNamespace(source_dictionary=dictionary), untrained_seed)
     if untrained_seed is None:
         load_weights(model, state["model"], path)
-    model.remove_pretraining_modules(modality)
+    model.remove_pretraining_modules(*([modality] if multi else []))
     return model.eval().to(device), cfg
 
 

@@ -22,6 +22,7 @@ from d2v_plugin.data.text.pieces import (
     EOS,
     MODEL_NAME,
     SPECIALS,
+    UNKNOWN,
     fairseq_ids,
     load_pieces,
     read_symbols,
@@ -85,14 +86,11 @@ class TextModel:
     model: nn.Module
     tokenizer: Tokenizer
     device: torch.device
-
-    @property
-    def encoder(self) -> nn.Module:
-        return self.model.modality_encoders[MODALITY]
+    name = "data2vec_multi"
 
     @property
     def blocks(self) -> list[nn.Module]:
-        return [*self.encoder.context_encoder.blocks, *self.model.blocks]
+        return [*self._encoder.context_encoder.blocks, *self.model.blocks]
 
     @property
     def depth(self) -> int:
@@ -101,19 +99,62 @@ class TextModel:
     @property
     def longest(self) -> int:
         """Tokens that have positions."""
-        return int(self.encoder.modality_cfg.max_source_positions)
+        return int(self._encoder.modality_cfg.max_source_positions)
+
+    @property
+    def width(self) -> int:
+        """C."""
+        return int(self.model.cfg.embed_dim)
+
+    @property
+    def extra_tokens(self) -> int:
+        """Positions before those of the tokens."""
+        return int(self._encoder.modality_cfg.num_extra_tokens)
+
+    def run(self, tokens: Tensor, padding_mask: Tensor | None) -> None:
+        """Let (B, T) tokens pass through the blocks; ``padding_mask``: (B, T) bool, or None for no padding."""
+        self.model.extract_features(tokens, mode=MODALITY, padding_mask=padding_mask)
 
     def describe(self) -> str:
         """One line for the screen."""
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
         symbols = f"{len(self.tokenizer.symbols)} symbols, up to {self.longest} tokens"
-        return f"data2vec_multi: {self.depth} layers, {millions:.1f} M parameters, {symbols}, on {self.device}"
+        return f"{self.name}: {self.depth} layers, {millions:.1f} M parameters, {symbols}, on {self.device}"
+
+    @property
+    def _encoder(self) -> nn.Module:
+        return self.model.modality_encoders[MODALITY]
+
+
+class SentenceModel(TextModel):
+    """The same of 1.0."""
+
+    name = "data2vec_text"
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model.encoder.sentence_encoder.layers)
+
+    @property
+    def longest(self) -> int:
+        return int(self.model.cfg.transformer.max_source_positions)
+
+    @property
+    def width(self) -> int:
+        return int(self.model.cfg.transformer.encoder.embed_dim)
+
+    @property
+    def extra_tokens(self) -> int:
+        return 0
+
+    def run(self, tokens: Tensor, padding_mask: Tensor | None) -> None:
+        self.model(tokens, features_only=True)
 
 
 def load_text_model(
     checkpoint: Path, data: Path, *, device: torch.device | str = "cpu", untrained_seed: int | None = None
 ) -> TextModel:
-    """The network of a ``data2vec_multi`` checkpoint with the tokens of a folder that ``d2v text build`` wrote.
+    """The network of a checkpoint, of 1.0 or 2.0, with the tokens of a folder that ``d2v text build`` wrote.
 
     Args:
         untrained_seed: keep the random initial weights that this seed gives instead of the checkpoint's.
@@ -128,22 +169,35 @@ def load_text_model(
             f"{checkpoint} was trained with another dictionary than {tokenizer.data / DICTIONARY_NAME}; give the "
             "folder of text it was trained on"
         )
-    vocabulary = _Vocabulary(len(here))
-    model, _ = load_multi(checkpoint, MODALITY, dictionary=vocabulary, untrained_seed=untrained_seed, device=device)
-    return TextModel(model, tokenizer, torch.device(device))
+    model, cfg = load_multi(
+        checkpoint,
+        MODALITY,
+        also=(SentenceModel.name,),
+        dictionary=_Vocabulary(here),
+        untrained_seed=untrained_seed,
+        device=device,
+    )
+    kind = SentenceModel if cfg.model._name == SentenceModel.name else TextModel
+    return kind(model, tokenizer, torch.device(device))
 
 
 @dataclass(frozen=True)
 class _Vocabulary:
-    """All that a TEXT encoder asks of a fairseq dictionary."""
+    """All that a model of text asks of a fairseq dictionary."""
 
-    size: int
+    symbols: Sequence[str]
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.symbols)
 
     def pad(self) -> int:
         return PAD
+
+    def unk(self) -> int:
+        return UNKNOWN
+
+    def index(self, symbol: str) -> int:
+        return self.symbols.index(symbol)
 
 
 @torch.inference_mode()
@@ -172,8 +226,8 @@ def layer_means(
             means = torch.einsum("btc,bt->bc", outputs[layer].float(), part).cpu().numpy()
             for row, mean in zip(rows, means, strict=True):
                 found[layer][row] = mean
-    width = loaded.model.cfg.embed_dim
-    return {layer: np.stack(means) if means else np.zeros((0, width), np.float32) for layer, means in found.items()}
+    nothing = np.zeros((0, loaded.width), np.float32)
+    return {layer: np.stack(means) if means else nothing for layer, means in found.items()}
 
 
 def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
@@ -202,6 +256,5 @@ def _layer_outputs(loaded: TextModel, source: Tensor, last: int) -> list[Tensor]
         for block in loaded.blocks[:last]:
             keep(block.register_forward_hook, lambda args, out: out[0])
         mask = padding if bool(padding.any()) else None
-        loaded.model.extract_features(source, mode=MODALITY, padding_mask=mask)
-    extra = loaded.encoder.modality_cfg.num_extra_tokens
-    return [layer[:, extra:] for layer in kept]
+        loaded.run(source, mask)
+    return [layer[:, loaded.extra_tokens :] for layer in kept]

@@ -8,7 +8,8 @@ from fairseq.dataclass.utils import merge_with_parent
 from omegaconf import OmegaConf
 from tiny_multi import batch, root_config, text_task
 
-from d2v_plugin.eval.load import load_multi, register_plugin
+from d2v_plugin.eval.load import load_multi
+from d2v_plugin.register import register_plugin
 
 TASKS = {
     "AUDIO": {"_name": "audio_pretraining", "data": "/not/on/this/machine", "normalize": True},

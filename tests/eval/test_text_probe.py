@@ -9,6 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from prose import documents, write_documents
 from tiny_multi import root_config, tiny
+from tiny_text import root_config as root_config_v1
+from tiny_text import tiny as tiny_v1
 
 from d2v_plugin.cli.main import main
 from d2v_plugin.data.text.build import BuildOptions, build
@@ -39,23 +41,39 @@ def data(tmp_path_factory):
     return folder / "data"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(data):
-    """A model with a prenet and an extra token, over the folder's dictionary, as d2v_masked_lm saves it."""
+def task_of(data):
     from fairseq.data import Dictionary
 
     task = type("Task", (), {"source_dictionary": Dictionary.load(str(data / "dict.txt"))})
     task.source_dictionary.add_symbol("<mask>")
-    torch.manual_seed(5)
-    model = tiny("TEXT", SETTINGS, task=task)
+    return task
+
+
+def saved(model, root, task, path):
+    """As d2v_masked_lm saves it."""
     state = {
-        "cfg": {**OmegaConf.to_container(root_config("TEXT", SETTINGS), resolve=True), "task": {"_name": "x"}},
+        "cfg": {**OmegaConf.to_container(root, resolve=True), "task": {"_name": "x"}},
         "model": model.state_dict(),
         "task_state": {"symbols": list(task.source_dictionary.symbols)},
     }
-    path = data.parent / "model.pt"
     torch.save(state, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data):
+    """A model with a prenet and an extra token, over the folder's dictionary."""
+    task = task_of(data)
+    torch.manual_seed(5)
+    model = tiny("TEXT", SETTINGS, task=task)
+    return saved(model, root_config("TEXT", SETTINGS), task, data.parent / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def checkpoint_v1(data):
+    task = task_of(data)
+    torch.manual_seed(5)
+    return saved(tiny_v1(task), root_config_v1(), task, data.parent / "model_v1.pt")
 
 
 def words(text):
@@ -110,6 +128,35 @@ def test_means_are_those_of_each_passage_alone(checkpoint, data, max_tokens):
         last = output[passage.start : passage.end].mean(0).numpy()
         np.testing.assert_allclose(found[4][index], last, atol=2e-6)
     assert layer_means(loaded, [], [2])[2].shape == (0, 48)
+
+
+def test_means_of_1_0_are_those_of_each_passage_alone(checkpoint_v1, data):
+    loaded = load_text_model(checkpoint_v1, data)
+    assert (loaded.depth, loaded.longest) == (3, LONGEST) and "data2vec_text: 3 layers" in loaded.describe()
+    tokens = [loaded.tokenizer(passage, LONGEST) for passage in passages(12)]
+    found = layer_means(loaded, tokens, range(4))
+    for index, passage in enumerate(tokens):
+        with torch.no_grad():
+            _, extra = loaded.model(torch.from_numpy(passage.ids)[None], features_only=True, return_all_hiddens=True)
+        for layer, state in enumerate(extra["inner_states"]):
+            mean = state[passage.start : passage.end, 0].mean(0).numpy()
+            np.testing.assert_allclose(found[layer][index], mean, atol=2e-6)
+    assert layer_means(loaded, [], [2])[2].shape == (0, 24)
+
+
+def test_command_takes_1_0_and_says_what_it_does_not_take(checkpoint_v1, data, tmp_path, capsys):
+    write_examples(tmp_path / "word.tsv", word_examples())
+    options = [str(tmp_path / "word.tsv"), "--data", str(data), "--layers", "0", "3", "--untrained"]
+    assert main(["text", "probe", str(checkpoint_v1), *options, "--json", str(tmp_path / "s.json")]) == 0
+    assert "data2vec_text: 3 layers" in capsys.readouterr().out
+    report = json.loads((tmp_path / "s.json").read_text())
+    # layer 0 holds the words and their positions, and the mean over a part keeps the first
+    assert report["trained"][0]["scores"][1]["accuracy"] > 0.8
+    state = torch.load(checkpoint_v1)
+    state["cfg"]["model"]["_name"] = "data2vec_audio"
+    torch.save(state, tmp_path / "other.pt")
+    assert main(["text", "probe", str(tmp_path / "other.pt"), *options]) == 2
+    assert "this takes data2vec_multi or data2vec_text" in capsys.readouterr().err
 
 
 def test_untrained_weights_are_others_and_repeat(checkpoint, data):
