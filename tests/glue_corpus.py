@@ -85,7 +85,7 @@ def rows(task: str) -> list[str]:
         elif task == "MRPC":
             found += [f"1\t{n}\t{n + 100}\t{said}\t{same}", f"0\t{n}\t{n + 200}\t{said}\t{other[0]}"]
         elif task == "QQP":
-            again = f"Please tell me: {question}"
+            again = f"Please tell me. {question}"
             found += [f"{n}\t{n}\t{n + 50}\t{question}\t{again}\t1", f"{n}\t{n}\t{n + 60}\t{question}\t{other[0]}\t0"]
         elif task == "QNLI":
             found += [f"{n}\t{question}\t{said}\tentailment", f"{n}\t{question}\t{other[0]}\tnot_entailment"]
