@@ -65,10 +65,10 @@ class Run:
             self.progress = f"update {values[f'{source}_num_updates']}, {metric} {scores[metric]:.1f}"
 
     def best(self) -> tuple[int, dict[str, float]] | None:
-        """(update, scores) of the best checkpoint, None where nothing was scored."""
+        """(update, scores) of the best checkpoint, of equals the last as in fairseq; None where nothing was scored."""
         metric = self.task.metric
         scored = {update: scores for update, scores in self.scores.items() if metric in scores}
-        return max(scored.items(), key=lambda item: item[1][metric], default=None)
+        return max(scored.items(), key=lambda item: (item[1][metric], item[0]), default=None)
 
 
 class Sweep:
