@@ -407,14 +407,19 @@ def test_a_checkpoint_carries_its_dictionary(data, tmp_path):
     task_of(NAME, data).load_state_dict({})  # a checkpoint of fairseq's own masked_lm
 
 
-def test_training_and_loading_without_the_data(data, tmp_path):
+@pytest.mark.parametrize("recipe", ["base_books_wiki", "base_books_wiki_v2"])
+def test_training_and_loading_without_the_data(data, tmp_path, recipe):
     here = copy_of(data, tmp_path / "here")
-    cfg = scaled_down(ROOT / "examples" / "text" / "base_books_wiki_v2.yaml", here, tmp_path / "run")
+    cfg = scaled_down(ROOT / "examples" / "text" / f"{recipe}.yaml", here, tmp_path / "run")
     train(cfg)
     for path in here.iterdir():
         path.unlink()
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(tmp_path / "run" / "checkpoint_last.pt")])
     assert task.source_dictionary.symbols[:5] == ["<s>", "<pad>", "</s>", "<unk>", task.source_dictionary[4]]
     tokens = torch.tensor([[0, 5, 6, 7, 2], [0, 5, 2, 1, 1]])
-    features = models[0].eval().extract_features(tokens, padding_mask=tokens == 1)
-    assert features["x"].shape == (2, 5, 32) and torch.isfinite(features["x"]).all()
+    model = models[0].eval()
+    if recipe.endswith("_v2"):
+        features = model.extract_features(tokens, padding_mask=tokens == 1)["x"]
+    else:
+        features = model(tokens, features_only=True)[0]
+    assert features.shape == (2, 5, 32) and torch.isfinite(features).all()
