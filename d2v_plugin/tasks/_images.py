@@ -40,6 +40,9 @@ class ImagePretrainingFields(FairseqDataclass):
         default=None,
         metadata={"help": "folder on a fast disk that images are copied to; slurm_tmpdir means $SLURM_TMPDIR"},
     )
+    rebuild_batches: bool = field(
+        default=True, metadata={"help": "batch anew in every epoch; without, a resumed run has other batches"}
+    )
     subsample: float = field(default=1, metadata={"help": "share of the images that is used"})
     seed: int = II("common.seed")
     max_bad_files: int = field(

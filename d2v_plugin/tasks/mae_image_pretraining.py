@@ -40,7 +40,6 @@ class MaeImagePretrainingConfig(ImagePretrainingFields):
         default=False, metadata={"help": "student and teacher see the same crop with different colour jitter"}
     )
     no_transform: bool = field(default=False, metadata={"help": "the whole image, squeezed into a square"})
-    rebuild_batches: bool = True
     precompute_mask_config: Optional[ImageMaskingConfig] = field(
         default=None, metadata={"help": "draw masks in the data workers; {} takes the model's settings"}
     )
