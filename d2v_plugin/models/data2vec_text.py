@@ -297,7 +297,8 @@ class Data2VecTextEncoder(SelfDistillation, FairseqEncoder):
         if lengths is not None and min(lengths) == tokens.shape[1]:
             return None
         mask = tokens.eq(self.padding_idx)
-        return None if mask.device.type == "cpu" and not mask.any() else mask
+        unpadded = lengths is None and mask.device.type == "cpu" and not mask.any()
+        return None if unpadded else mask
 
     @torch.no_grad()
     def _targets(self, tokens, padding_mask, rows):

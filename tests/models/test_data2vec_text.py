@@ -9,9 +9,11 @@ import torch
 import upstream
 from fairseq.data import Dictionary
 from omegaconf import OmegaConf
+from on_device import OnDevice
 from tiny_multi import text_task
 from tiny_text import MASK, PAD, WORDS, batch, build, root_config, tiny
 
+from d2v_plugin.criterions.d2v_regression import D2vRegressionCriterion
 from d2v_plugin.errors import UserError
 from d2v_plugin.method.ema import annealed_decay
 from d2v_plugin.models.data2vec_text import Data2VecTextEncoder, Data2VecTextModel
@@ -102,6 +104,19 @@ def test_what_the_task_knows_changes_nothing_but_where_it_comes_from(padded):
     assert told["sample_size"] == found["sample_size"]
     assert (model.encoder._padding_mask(tokens, lengths) is None) == (not padded)
     assert (model.encoder._padding_mask(tokens, None) is None) == (not padded)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_training_step_with_what_the_task_knows_reads_nothing_from_the_device(padded):
+    model = tiny(watch_interval=100).train()
+    model.set_num_updates(1)
+    tokens, text = batch(padded=padded)
+    net_input = {"src_tokens": tokens, "target_tokens": text, "masked_rows": tokens.eq(MASK).flatten().nonzero()[:, 0]}
+    net_input = {key: value.as_subclass(OnDevice) for key, value in net_input.items()}
+    net_input["source_lengths"] = (tokens != PAD).sum(1).tolist()
+    loss, _, logs = D2vRegressionCriterion(None)(model, {"id": torch.arange(3), "net_input": net_input})
+    assert isinstance(loss, OnDevice) and isinstance(logs["target_var"], OnDevice)
+    loss.backward()
 
 
 def test_nothing_masked_is_no_loss():
