@@ -1,4 +1,4 @@
-"""``d2v manifest``: write manifests for a folder of recordings, and check one."""
+"""``d2v manifest``: write manifests and labels for a folder of recordings, and check one."""
 
 import json
 import math
@@ -42,6 +42,27 @@ def add_parser(subparsers) -> None:
     )
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.set_defaults(run=run_check)
+
+    audioset = commands.add_parser("audioset-labels", help="write the label file of a manifest of AudioSet's clips")
+    audioset.add_argument("table", metavar="CSV", help="AudioSet's table of the split, balanced_train_segments.csv")
+    audioset.add_argument("--manifest", required=True, metavar="TSV", help="recordings named by their YouTube id")
+    audioset.add_argument("--descriptors", required=True, metavar="CSV", help="class_labels_indices.csv")
+    audioset.add_argument(
+        "--output", metavar="LBL", help="label file to write (default: the manifest's name with .lbl)"
+    )
+    audioset.set_defaults(run=run_audioset_labels)
+
+
+def run_audioset_labels(args) -> int:
+    from d2v_plugin.data.audio.audioset import read_clips, write_labels_for
+    from d2v_plugin.data.audio.classes import read_descriptors
+
+    classes = read_descriptors(args.descriptors)
+    clips = read_clips(args.table, classes)
+    output = Path(args.output) if args.output else Path(args.manifest).with_suffix(".lbl")
+    count = write_labels_for(args.manifest, clips, output)
+    print(f"{output}: {count} entries, {len(classes)} classes")
+    return 0
 
 
 def run_build(args) -> int:

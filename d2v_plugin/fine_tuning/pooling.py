@@ -128,10 +128,10 @@ def clip_scores(x, settings, proj, proj2=None, *, training, keep=None):
 
 
 def _convolved(keep, settings):
-    """Frames of the convolution's output that saw a kept frame first: (B, T') bool."""
+    """Frames of the convolution's output that saw kept frames alone: (B, T') bool."""
     if keep is None:
         return None
-    kept = keep[:, : keep.shape[1] - settings.kernel + 1 : settings.conv_stride].clone()
+    kept = keep[:, settings.kernel - 1 :: settings.conv_stride].clone()
     kept[:, 0] = True  # a clip shorter than the kernel has this one
     return kept
 
