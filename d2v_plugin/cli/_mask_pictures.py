@@ -6,6 +6,7 @@ from pathlib import Path
 from d2v_plugin.errors import UserError
 
 MOST_MASKS = 8  # that a picture shows
+EPOCHS = 4  # of 1.0, which masks an image once in each
 TOKENS = 110  # of a text that is drawn
 BLANK, END = "\u2581", "\u00b6"  # sentencepiece's mark of a word's beginning, and what an end of text is drawn as
 
@@ -14,20 +15,22 @@ def draw_images(files: list[Path], checkpoint: Path, out: Path, seed: int) -> Pa
     """``image_mask.png``: each file as the model sees it, and under masks of its settings."""
     from d2v_plugin.data.images.geometry import CropRule
     from d2v_plugin.data.images.io import decode
-    from d2v_plugin.eval.image_features import ImageInput
-    from d2v_plugin.eval.load import load_multi
+    from d2v_plugin.eval.image_features import MODALITY, ImageInput, load_image_model
     from d2v_plugin.eval.mask_pictures import draw_masks, plot_image_masks
 
     # fairseq opens the root logger, and Pillow tells about every block it reads
     logging.getLogger("PIL").setLevel(logging.WARNING)
-    model, cfg = load_multi(checkpoint, "IMAGE")
-    encoder = model.modality_encoders["IMAGE"]
+    model, cfg = load_image_model(checkpoint)
     sees = ImageInput.of(cfg.task)
     choose = CropRule(sees.input_size, plain=sees.no_transform, training=False).chooser()
     options = {"orient": sees.exif_orientation, "max_pixels": sees.max_image_pixels}
     images = [decode(file.read_bytes(), file, choose, **options) for file in files]
-    patches = (sees.input_size // encoder.modality_cfg.patch_size) ** 2
-    masks = draw_masks(encoder, patches, len(files), _clones(cfg), seed)
+    if hasattr(model, "modality_encoders"):
+        drawer, clones = model.modality_encoders[MODALITY], _clones(cfg)
+        patches = (sees.input_size // drawer.modality_cfg.patch_size) ** 2
+    else:
+        drawer, clones, patches = model.masks, EPOCHS, model.masks.side**2
+    masks = draw_masks(drawer, patches, len(files), clones, seed)
     title = files[0].name if len(files) == 1 else f"{len(files)} images"
     return plot_image_masks(images, list(masks), out / "image_mask.png", title)
 

@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "neighbours in DATA/train, by logistic regression fitted there (its penalty chosen on DATA/valid), and by "
         "nearest neighbours with ten labels a class; and by raw pixels, for comparison.",
     )
-    parser.add_argument("checkpoint", type=Path, help="data2vec_multi checkpoint of fairseq, trained on images")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of data2vec_multi or data2vec_vision")
     parser.add_argument("data", type=Path, help="folder with train, valid and test, each CLASS/FILE or tar shards")
     parser.add_argument(
         "--pixel-size", type=int, default=16, help="side of the images that raw pixels are taken of (default 16)"
@@ -37,9 +37,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Collect, fit, print."""
     from d2v_plugin.data.images.source import find_images
-    from d2v_plugin.eval.image_features import ImageInput, depth
+    from d2v_plugin.eval.image_features import ImageInput, depth, load_image_model
     from d2v_plugin.eval.image_probe import features_of, format_table, score_layers, score_pixels
-    from d2v_plugin.eval.load import load_multi, pick_device
+    from d2v_plugin.eval.load import pick_device
 
     # fairseq opens the root logger, and Pillow tells about every block it reads
     logging.getLogger("PIL").setLevel(logging.WARNING)
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     indices = {split: find_images([str(args.data)], split) for split in SPLITS}
     scores, seeds = {}, {"trained": None} | ({"untrained": args.seed} if args.untrained else {})
     for name, seed in seeds.items():
-        model, cfg = load_multi(args.checkpoint, "IMAGE", untrained_seed=seed, device=device)
+        model, cfg = load_image_model(args.checkpoint, untrained_seed=seed, device=device)
         image_input = ImageInput.of(cfg.task)
         layers = range(depth(model) + 1) if args.layers is None else args.layers
         if any(not 0 <= layer <= depth(model) for layer in layers):

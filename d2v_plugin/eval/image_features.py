@@ -1,7 +1,8 @@
-"""One vector for each image: the mean over patches of a layer's output of a data2vec 2.0 model.
+"""One vector for each image: the mean over patches of a layer's output of a data2vec model, 1.0 or 2.0.
 
-Layers are numbered as for speech: layer n (1 to depth) is the output of the n-th transformer block, counting the
-modality's own before the shared ones; layer 0 is the input of the first. Extra tokens (CLS) do not count in the mean.
+Layers are numbered as for speech: layer n (1 to depth) is the output of the n-th transformer block, in 2.0 counting
+the modality's own before the shared ones; layer 0 is the input of the first. Extra tokens (CLS) do not count in the
+mean.
 Images are read as in validation: the middle, or the whole with ``no_transform``, and nothing random.
 """
 
@@ -11,9 +12,12 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +32,13 @@ from d2v_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-MODALITY = "IMAGE"
+MODALITY, VISION = "IMAGE", "data2vec_vision"
 AHEAD = 2  # batches that are being read while one is worked on
 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """How a model was trained to see images; the fields are those of the task ``mae_image_pretraining``."""
+    """How a model was trained to see images; the fields are those of the tasks that pre-train on them."""
 
     input_size: int = 224
     no_transform: bool = False
@@ -60,6 +64,15 @@ class ImageFeatures:
     layers: dict[int, Tensor]
     positions: Tensor
     labels: Tensor | None
+
+
+def load_image_model(
+    path: Path, *, untrained_seed: int | None = None, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Any]:
+    """``load_multi`` for images: the network of a ``data2vec_multi`` or ``data2vec_vision`` checkpoint, and its cfg."""
+    from d2v_plugin.eval.load import load_multi
+
+    return load_multi(path, MODALITY, also=(VISION,), untrained_seed=untrained_seed, device=device)
 
 
 def read_images(
@@ -99,7 +112,7 @@ def read_images(
 
 def depth(model: nn.Module) -> int:
     """Transformer blocks that an image goes through."""
-    return len(_blocks(model))
+    return len(_network(model).blocks)
 
 
 @torch.no_grad()
@@ -113,13 +126,13 @@ def image_features(
     """Features of every image that can be read.
 
     Args:
-        model: ``data2vec_multi`` with an IMAGE encoder, as d2v_plugin.eval.load.load_multi gives it; put into
-            evaluation mode. Its device and precision are used.
+        model: as ``load_image_model`` gives it; put into evaluation mode. Its device and precision are used.
         layers: which; None for the last.
     Raises:
-        UserError: no IMAGE encoder, a layer that it does not have, or no image that can be read.
+        UserError: no encoder for images, a layer that it does not have, or no image that can be read.
     """
-    blocks = _blocks(model)
+    network = _network(model)
+    blocks = network.blocks
     wanted = sorted({len(blocks)} if layers is None else set(layers))
     wrong = [layer for layer in wanted if not 0 <= layer <= len(blocks)]
     if wrong:
@@ -130,7 +143,7 @@ def image_features(
     pooled, positions = {layer: [] for layer in wanted}, []
     for places, images in read_images(index, image_input, batch_size):
         source = normalise(images.to(weight.device), weight.dtype)
-        for layer, output in _layer_outputs(model, blocks, source, wanted).items():
+        for layer, output in _layer_outputs(network, source, wanted).items():
             pooled[layer].append(output.float().mean(1).cpu())
         positions += places
     if not positions:
@@ -150,27 +163,40 @@ def pixels(index: ImageIndex, image_input: ImageInput) -> ImageFeatures:
     return ImageFeatures({0: flat}, torch.tensor(positions), labels)
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
+@dataclass(frozen=True)
+class _Network:
+    """``blocks`` in order, how many ``extra`` tokens stand before the patches, and a call for ``features``."""
+
+    blocks: list[nn.Module]
+    extra: int
+    features: Callable[[Tensor], Any]
+
+
+def _network(model: nn.Module) -> _Network:
     encoders = getattr(model, "modality_encoders", {})
-    if MODALITY not in encoders:
-        raise UserError(f"this model has no encoder for images, only {', '.join(encoders) or 'others'}")
-    return [*encoders[MODALITY].context_encoder.blocks, *model.blocks]
+    if MODALITY in encoders:
+        encoder = encoders[MODALITY]
+        return _Network(
+            [*encoder.context_encoder.blocks, *model.blocks],
+            encoder.modality_cfg.num_extra_tokens,
+            partial(model, mode=MODALITY, mask=False, features_only=True),
+        )
+    if getattr(model, "model_name", None) == VISION:
+        return _Network(list(model.encoder.blocks), 1, partial(model, mask=False))
+    raise UserError(f"this model has no encoder for images, only {', '.join(encoders) or 'others'}")
 
 
-def _layer_outputs(
-    model: nn.Module, blocks: Sequence[nn.Module], source: Tensor, layers: Sequence[int]
-) -> dict[int, Tensor]:
+def _layer_outputs(network: _Network, source: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
     """{layer: (B, patches, C)} without extra tokens."""
     found: dict[int, Tensor] = {}
     with contextlib.ExitStack() as hooks:
         for layer in layers:
             if layer == 0:
-                hook = blocks[0].register_forward_pre_hook(lambda module, args: found.update({0: args[0]}))
+                hook = network.blocks[0].register_forward_pre_hook(lambda module, args: found.update({0: args[0]}))
             else:
-                hook = blocks[layer - 1].register_forward_hook(
+                hook = network.blocks[layer - 1].register_forward_hook(
                     lambda module, args, out, layer=layer: found.update({layer: out[0]})
                 )
             hooks.callback(hook.remove)
-        model(source, mode=MODALITY, mask=False, features_only=True)
-    extra = model.modality_encoders[MODALITY].modality_cfg.num_extra_tokens
-    return {layer: output[:, extra:] for layer, output in found.items()}
+        network.features(source)
+    return {layer: output[:, network.extra :] for layer, output in found.items()}

@@ -9,7 +9,7 @@ import numpy as np
 
 from d2v_plugin.eval.plots import import_pyplot, save
 from d2v_plugin.eval.spectrogram import draw_spectrogram
-from d2v_plugin.method.masking import SampleDraws
+from d2v_plugin.method.masking import BeitMasks, SampleDraws
 
 # what is hidden is drawn in this colour in every picture
 HIDDEN = "#b7d7ea"
@@ -21,13 +21,14 @@ def draw_masks(encoder, length: int, samples: int, clones: int, seed: int = 1) -
     """Masks as pre-training draws them, by the encoder's settings.
 
     Args:
-        encoder: a modality's, ``model.modality_encoders[...]``.
+        encoder: a modality's of 2.0, ``model.modality_encoders[...]``; or the ``BeitMasks`` of 1.0.
         length: T, positions of each sample.
         clones: M, masks of each sample.
     Returns:
         (samples, M, T) bool, True = hidden from the student.
     """
-    mask, _ = encoder.draw_mask(SampleDraws(seed, 0, list(range(samples)), clones), length, None)
+    draws = SampleDraws(seed, 0, list(range(samples)), clones)
+    mask = encoder.draw(draws) if isinstance(encoder, BeitMasks) else encoder.draw_mask(draws, length, None)[0]
     return mask.view(samples, clones, length).cpu().numpy()
 
 
