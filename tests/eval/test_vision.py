@@ -42,7 +42,12 @@ def upstreams(tmp_path):
     theirs.set_num_updates(0)
     task = {"_name": "image_pretraining", "data": "/not/on/this/machine", "input_size": 24}
     state = {
-        "cfg": {"model": {"_name": "data2vec_vision", **TINY}, "task": task, "criterion": {"_name": "model"}},
+        "cfg": {
+            "common": {"seed": 1},
+            "model": {"_name": "data2vec_vision", **TINY},
+            "task": task,
+            "criterion": {"_name": "model"},
+        },
         "args": None,
         "model": theirs.state_dict(),
         "optimizer_history": [
