@@ -57,6 +57,7 @@ def test_the_published_recipes_are_there():
         assert {path.stem for path in FILES if path.parent.name == folder} == set(TASKS)
     assert names >= ctc | {"base_librispeech", "large_librilight", "base_audioset", "audioset_classification"}
     assert names >= {"base_librispeech_v2", "large_librilight_v2", "mae_base_imagenet"}
+    assert names >= {"base_imagenet", "large_imagenet"}
     assert names >= {f"{size}_imagenet_v2" for size in ("base", "large", "huge", "huge14")}
     assert names >= {f"finetune_{size}_imagenet_v2" for size in ("base", "large", "huge")}
     assert names >= {"finetune_base_imagenet", "finetune_large_imagenet", "finetune_mae_base_imagenet"}
