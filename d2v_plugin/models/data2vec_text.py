@@ -50,12 +50,8 @@ class Data2VecTextModel(FairseqEncoderModel):
         """
         validate(cfg)
         longest = getattr(getattr(task, "cfg", None), "tokens_per_sample", None)
-        positions = cfg.transformer.max_source_positions
-        if longest is not None and longest > positions and not cfg.transformer.no_token_positional_embeddings:
-            raise UserError(
-                f"task.tokens_per_sample={longest} is beyond {POSITIONS}={positions}; lower the first or raise the "
-                "second (a checkpoint to go on from fixes it)"
-            )
+        if longest is not None:
+            _check_positions(cfg, longest)
         return cls(cfg, Data2VecTextEncoder(cfg, task.source_dictionary))
 
     def forward(
@@ -349,6 +345,18 @@ class Data2VecTextEncoder(SelfDistillation, FairseqEncoder):
         if cfg.transformer.no_token_positional_embeddings:
             return cfg.max_positions
         return min(cfg.max_positions, cfg.transformer.max_source_positions)
+
+
+def _check_positions(cfg, longest):
+    limits = {"model.max_positions": cfg.max_positions}
+    if not cfg.transformer.no_token_positional_embeddings:
+        limits[POSITIONS] = cfg.transformer.max_source_positions
+    for key, positions in limits.items():
+        if longest > positions:
+            raise UserError(
+                f"task.tokens_per_sample={longest} is beyond {key}={positions}; lower the first or raise the second (a "
+                "checkpoint to go on from fixes it)"
+            )
 
 
 def _sentence_encoder(cfg, vocabulary, padding_idx):

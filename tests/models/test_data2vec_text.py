@@ -412,7 +412,9 @@ def test_more_tokens_than_positions():
     task = text_task(WORDS)
     task.cfg = SimpleNamespace(tokens_per_sample=41)
     with pytest.raises(UserError, match="tokens_per_sample=41 is beyond model.transformer.max_source_positions=40"):
-        tiny(task)
+        tiny(task, max_positions=41)
+    with pytest.raises(UserError, match="tokens_per_sample=41 is beyond model.max_positions=40"):
+        tiny(task, transformer__max_source_positions=41)
     with pytest.raises(UserError, match="sequence of 41 tokens .* or raise model.transformer.max_source_positions"):
         tiny()(torch.full((1, 41), 5), features_only=True)
     assert tiny().max_positions() == 40
