@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from audio_corpus import Corpus
 from fairseq import checkpoint_utils
 from rapidfuzz.distance import Levenshtein
 from tiny_training import ROOT, scaled_down, train, write_data
@@ -37,45 +38,56 @@ OVERFIT = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ctc")
+def write_corpus(folder, same_length):
+    """The data of tests that run YAML files, with one transcript that cannot be learned, so that errors remain."""
     write_data(folder)
     lines = (folder / "valid.ltr").read_text().splitlines()
-    # one transcript that cannot be learned from the recording, so that the error is never 0
     (folder / "valid.ltr").write_text("\n".join([*lines[:3], "C B | A B C |"]) + "\n")
+    if same_length:
+        corpus = Corpus(folder)
+        for n in range(4):
+            corpus.add(f"same{n}.wav", 9600)
+        for split in ("train", "valid"):
+            corpus.manifest(f"{split}.tsv")
     return folder
 
 
 @pytest.fixture(scope="module", params=[1, 2])
-def run(request, folder):
-    """``(folder of the run, what each validation logged)`` of a training that starts from a checkpoint now gone."""
-    version = "_v2" if request.param == 2 else ""
-    pretrained, out = folder / f"pretrained{version}", folder / f"out{version}"
-    train(scaled_down(EXAMPLES / f"base_librispeech{version}.yaml", folder, pretrained))
+def run(request, tmp_path_factory):
+    """``(data, run, what each validation logged)`` of a training from a checkpoint of version 1 or 2, now gone.
+
+    Recordings of 1.0 are of several lengths: its one positional convolution here sees padding as zeros, as it sees what
+    lies beyond the end of a recording alone. (With more convolutions, as in the recipes, the second sees what the first
+    made of padding.) Those of 2.0 have one length, because the features there are not zero in padding, as upstream's.
+    """
+    two = request.param == 2
+    folder = write_corpus(tmp_path_factory.mktemp("ctc"), same_length=two)
+    version, own = ("_v2", {}) if two else ("", {"model__pos_conv_depth": 1})
+    pretrained, out = folder / "pretrained", folder / "out"
+    train(scaled_down(EXAMPLES / f"base_librispeech{version}.yaml", folder, pretrained, **own))
     recipe = EXAMPLES / f"ctc_base_100h{version}.yaml"
     cfg = scaled_down(recipe, folder, out, pretrained / "checkpoint_last.pt", **OVERFIT)
     cfg.lr_scheduler = {"_name": "fixed"}
     with logged("valid") as lines:
         train(cfg)
     shutil.rmtree(pretrained)
-    return out, lines
+    return folder, out, lines
 
 
 def test_every_validation_logs_both_rates(run):
-    _, lines = run
+    _, _, lines = run
     assert len(lines) == EPOCHS
     words, letters = ([float(line[f"valid_{name}"]) for line in lines] for name in ("wer", "uer"))
     # whole errors of 7 words and 21 letters, over all batches together
     for rates, total in ((words, 7), (letters, 21)):
         assert all(abs(rate * total / 100 - round(rate * total / 100)) < 1e-3 for rate in rates), rates
     # it learns
-    assert min(letters) < 70 < max(letters)
-    assert min(words) < 100 < max(words)
+    assert min(letters) < 70 < letters[0]
+    assert min(words) < 90 < words[0]
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_word_error_rate(run):
-    out, lines = run
+    _, out, lines = run
     words = [float(line["valid_wer"]) for line in lines]
     state = read_checkpoint(out / "checkpoint_best.pt")
     assert state["extra_state"]["best"] == state["extra_state"]["val_loss"] == min(words)
@@ -84,9 +96,9 @@ def test_the_best_checkpoint_is_that_of_the_lowest_word_error_rate(run):
     assert read_checkpoint(out / "checkpoint_last.pt")["extra_state"]["val_loss"] == words[-1]
 
 
-def test_rates_are_those_of_single_recordings(run, folder, tmp_path):
+def test_rates_are_those_of_single_recordings(run, tmp_path):
     """Validation sums over batches of padded recordings; these are scored one by one, by another implementation."""
-    out, lines = run
+    folder, out, lines = run
     best = min(lines, key=lambda line: float(line["valid_wer"]))
     path, data = out / "checkpoint_best.pt", folder / "valid.tsv"
     assert main(["eval-ctc", str(path), str(data), "--device", "cpu", "--json", str(tmp_path / "n.json")]) == 0
@@ -106,8 +118,8 @@ def test_rates_are_those_of_single_recordings(run, folder, tmp_path):
     assert any(100 * errors / 21 == pytest.approx(float(line["valid_uer"]), abs=1e-3) for line in at_best)
 
 
-def test_loads_and_validates_without_the_pretrained_file_and_the_training_data(run, folder, tmp_path):
-    out, lines = run
+def test_loads_and_validates_without_the_pretrained_file_and_the_training_data(run, tmp_path):
+    folder, out, lines = run
     (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task([str(out / "checkpoint_best.pt")])
     state = read_checkpoint(out / "checkpoint_best.pt")["model"]
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
