@@ -56,7 +56,7 @@ def draw_text(data: Path, split: str, first: int, checkpoint: Path, out: Path, s
     ids = np.array(ids[:length])
     symbols = loaded.tokenizer.symbols
     pieces = [END if number == EOS else symbols[number].replace(BLANK, " ") for number in ids]
-    masks = draw_masks(loaded.encoder, len(ids), 1, 3, seed)[0]
+    masks = draw_masks(loaded.masker, len(ids), 1, 3, seed)[0]
     return plot_token_masks(pieces, masks, out / "token_mask.png", f"{split}, sequence {first}")
 
 

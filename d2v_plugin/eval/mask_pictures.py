@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from d2v_plugin.data.text.token_masks import TokenMasks
 from d2v_plugin.eval.plots import import_pyplot, save
 from d2v_plugin.eval.spectrogram import draw_spectrogram
 from d2v_plugin.method.masking import BeitMasks, SampleDraws
@@ -21,12 +23,16 @@ def draw_masks(encoder, length: int, samples: int, clones: int, seed: int = 1) -
     """Masks as pre-training draws them, by the encoder's settings.
 
     Args:
-        encoder: a modality's of 2.0, ``model.modality_encoders[...]``; or the ``BeitMasks`` of 1.0.
+        encoder: a modality's of 2.0, ``model.modality_encoders[...]``; or the ``BeitMasks`` or ``TokenMasks`` of 1.0.
         length: T, positions of each sample.
         clones: M, masks of each sample.
     Returns:
         (samples, M, T) bool, True = hidden from the student.
     """
+    if isinstance(encoder, TokenMasks):
+        # one mask an epoch
+        nothing, masks = np.zeros(length, np.int64), replace(encoder, seed=seed)
+        return np.array([[masks(nothing, epoch, sample)[1] for epoch in range(clones)] for sample in range(samples)])
     draws = SampleDraws(seed, 0, list(range(samples)), clones)
     mask = encoder.draw(draws) if isinstance(encoder, BeitMasks) else encoder.draw_mask(draws, length, None)[0]
     return mask.view(samples, clones, length).cpu().numpy()

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from d2v_plugin.data.text.pieces import (
     load_pieces,
     read_symbols,
 )
+from d2v_plugin.data.text.token_masks import TokenMasks
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval.load import load_multi
 
@@ -81,11 +83,12 @@ class Tokenizer:
 
 @dataclass
 class TextModel:
-    """The network of a checkpoint in evaluation mode, and the tokens it was trained on."""
+    """The network of a checkpoint in evaluation mode, the tokens it was trained on, and its configuration."""
 
     model: nn.Module
     tokenizer: Tokenizer
     device: torch.device
+    cfg: Any
     name = "data2vec_multi"
 
     @property
@@ -114,6 +117,11 @@ class TextModel:
     def run(self, tokens: Tensor, padding_mask: Tensor | None) -> None:
         """Let (B, T) tokens pass through the blocks; ``padding_mask``: (B, T) bool, or None for no padding."""
         self.model.extract_features(tokens, mode=MODALITY, padding_mask=padding_mask)
+
+    @property
+    def masker(self) -> Any:
+        """What draws its masks, for ``d2v_plugin.eval.mask_pictures.draw_masks``."""
+        return self._encoder
 
     def describe(self) -> str:
         """One line for the screen."""
@@ -150,6 +158,12 @@ class SentenceModel(TextModel):
     def run(self, tokens: Tensor, padding_mask: Tensor | None) -> None:
         self.model(tokens, features_only=True)
 
+    @property
+    def masker(self) -> TokenMasks:
+        task = self.cfg.task
+        length, stdev = task.get("mask_multiple_length", 1), task.get("mask_stdev", 0.0)
+        return TokenMasks(self.model.encoder.mask_idx, task.get("mask_prob", 0.15), length, stdev)
+
 
 def load_text_model(
     checkpoint: Path, data: Path, *, device: torch.device | str = "cpu", untrained_seed: int | None = None
@@ -178,7 +192,7 @@ def load_text_model(
         device=device,
     )
     kind = SentenceModel if cfg.model._name == SentenceModel.name else TextModel
-    return kind(model, tokenizer, torch.device(device))
+    return kind(model, tokenizer, torch.device(device), cfg)
 
 
 @dataclass(frozen=True)

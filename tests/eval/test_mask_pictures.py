@@ -14,6 +14,7 @@ RECIPES = {
     "speech": "speech/base_librispeech_v2",
     "vision": "vision/base_imagenet_v2",
     "text": "text/base_books_wiki_v2",
+    "text 1.0": "text/base_books_wiki",
 }
 
 
@@ -34,7 +35,7 @@ def checkpoint(tmp_path):
     def make(name):
         from fairseq import tasks
 
-        (build_text if name == "text" else write_data)(tmp_path, name)
+        (build_text if "text" in name else write_data)(tmp_path, name)
         cfg = resolved(scaled_down(ROOT / "examples" / f"{RECIPES[name]}.yaml", tmp_path, tmp_path / "run"))
         model = tasks.setup_task(cfg.task).build_model(cfg.model)
         path = tmp_path / "tiny.pt"
@@ -120,8 +121,9 @@ def test_a_recording_under_each_mask(checkpoint, tmp_path):
     assert main([*words, "--mask-prob", "0.3"]) == 2
 
 
-def test_text(checkpoint, tmp_path, capsys):
-    path, data = checkpoint("text")
+@pytest.mark.parametrize("name", ["text", "text 1.0"])
+def test_text(checkpoint, tmp_path, capsys, name):
+    path, data = checkpoint(name)
     words = ["plot", "--text", str(data), "--mask-from", str(path), "--out", str(tmp_path)]
     assert main(words) == 0
     assert painted(drawn(tmp_path / "token_mask.png")) > 0.05
