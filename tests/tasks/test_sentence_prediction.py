@@ -91,6 +91,19 @@ def test_loads_without_pre_training_and_without_its_data(name, glue, pretrained,
     assert not any("_ema" in key or "decoder" in key for key in read_checkpoint(path)["model"])
 
 
+def test_1_0_loads_without_pre_training_and_without_its_data(glue, tmp_path):
+    data, start = tmp_path / "data", tiny_glue.pretrain(glue / "text", tmp_path / "pretrained", tiny_glue.V1)
+    shutil.copytree(glue / "bin" / "rte", data / "bin" / "rte")
+    path = ROOT / "examples" / "text" / "glue_v1" / "rte.yaml"
+    train(tiny_glue.small_run(path, data, tmp_path / "run", pretrained=start))
+    start.unlink(), shutil.rmtree(data)
+    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(tmp_path / "run" / "checkpoint_last.pt")])
+    assert task.label_dictionary.symbols[4:6] == ["entailment", "not_entailment"]
+    tokens = torch.tensor([[0, 5, 6, 2], [0, 7, 2, 1]])
+    logits, _ = model.eval()(tokens, classification_head_name="sentence_classification_head")
+    assert logits.shape == (2, 2)
+
+
 def validated(path: Path, data: Path) -> dict:
     """What ``fairseq-validate --path`` prints."""
     from fairseq import options
@@ -132,6 +145,22 @@ def build(cfg):
     from fairseq import tasks
 
     return tasks.setup_task(cfg.task).build_model(cfg.model)
+
+
+def test_data_of_fairseq_preprocess(glue, ours, tmp_path, records):
+    """It numbers labels by how frequent they are, and fills dictionaries up to a multiple of eight."""
+    shutil.copytree(glue / "bin" / "mrpc", tmp_path / "data" / "bin" / "mrpc")
+    labels = tmp_path / "data" / "bin" / "mrpc" / "label" / "dict.txt"
+    labels.write_text("1 14\n0 10\nmadeupword0000 0\nmadeupword0001 0\n")
+    path = GLUE / "mrpc.yaml"
+    train(tiny_glue.small_run(path, tmp_path / "data", tmp_path / "run", pretrained=ours, optimization__lr=[0.0]))
+    turned = records("valid")[-1]
+    assert int(read_checkpoint(tmp_path / "run" / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"]) == 2
+    train(tiny_glue.small_run(path, glue, tmp_path / "other", pretrained=ours, optimization__lr=[0.0]))
+    plain = records("valid")[-1]
+    # the other names turn F1 to the other class and leave the accuracy
+    assert turned["valid_accuracy"] == plain["valid_accuracy"]
+    assert turned["valid_f1"] != plain["valid_f1"]
 
 
 # -- what is refused ---------------------------------------------------------------------------------
