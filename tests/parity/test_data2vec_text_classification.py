@@ -1,5 +1,7 @@
 """Against upstream: the same weights and sentences give the same logits, loss and gradients."""
 
+import dataclasses
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -114,3 +116,14 @@ def test_logits_loss_and_every_gradient(text, classes, settings):
         assert (parameter.grad is None) == (gradient is None), name
         if gradient is not None:
             assert (parameter.grad - gradient).norm() <= 1e-5 * max(gradient.norm(), 1e-4 * whole), name
+
+
+def test_upstreams_fields_and_arguments():
+    module = upstream.load_v2("models.data2vec_text_classification")
+    ours = {field.name: field.default for field in dataclasses.fields(Data2VecTextClassificationConfig)}
+    for field in dataclasses.fields(module.Data2VecTextClassificationConfig):
+        assert ours[field.name] == field.default, field.name
+    for name in ("forward", "register_classification_head"):
+        theirs = getattr(module.Data2VecTextClassificationModel, name)
+        found = inspect.signature(getattr(Data2VecTextClassificationModel, name)).parameters
+        assert list(found) == list(inspect.signature(theirs).parameters)
