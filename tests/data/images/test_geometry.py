@@ -1,6 +1,7 @@
 """Crops: sizes and places as torchvision defines them, and the distributions they are drawn from."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -107,3 +108,23 @@ def test_rules():
         rule = CropRule(32, plain=True, beit=True, training=training)
         assert not rule.random and rule.chooser()(100, 80) == whole(100, 80, 32)
     assert "20" not in str(CropRule(64, beit=True)) and "0.08 to 1" in str(CropRule(64, beit=True))
+
+
+def test_images_are_moved_by_up_to_so_many_pixels():
+    rule = CropRule(32, shift=4)
+    moves = []
+    for numbers in rule.numbers(1, 1, list(range(2000))):
+        crop = rule.chooser(numbers)(20, 10)
+        assert crop.box == (0, 0, 20, 10) and crop.size == 32
+        moves.append((crop.right, crop.down))
+    counts = Counter(moves)
+    assert len(counts) == 81 and max(abs(move) for pair in counts for move in pair) == 4
+    assert 8 <= min(counts.values()) <= max(counts.values()) <= 50
+    still = CropRule(32, shift=4, training=False)
+    assert still.plain and still.numbers(1, 1, [0]) == [None]
+
+
+@pytest.mark.parametrize(("up_to", "share"), [(224, 1.0), (383, 224 / 256)])
+def test_up_to_which_size_validation_cuts_the_border_off(up_to, share):
+    crop = centre_crop(1000, 800, 288, up_to)
+    assert crop.height == pytest.approx(800 * 288 / int(288 / share))
