@@ -43,9 +43,7 @@ def write_all(folder: Path) -> Path:
     named = [str(folder / "text.txt")]
     build(BuildOptions(named, str(folder / "text"), valid=named, vocab_size=PIECES), tell=quiet)
     encoder = TextEncoder.of_folder(folder / "text")
-    prepare_tasks(
-        folder / "glue", folder / "bin", list(TASKS.values()), encoder, max_positions=POSITIONS, tell=quiet
-    )
+    prepare_tasks(folder / "glue", folder / "bin", list(TASKS.values()), encoder, max_positions=POSITIONS, tell=quiet)
     return folder
 
 

@@ -19,6 +19,7 @@ from d2v_plugin.data.text.batches import NOTHING, TokenBatches
 from d2v_plugin.data.text.binary import open_tokens
 from d2v_plugin.data.text.masked_batches import MaskedBatches
 from d2v_plugin.data.text.pieces import read_symbols
+from d2v_plugin.data.text.symbols import first_difference, symbols_dictionary
 from d2v_plugin.data.text.token_masks import TokenMasks, replacement_weights
 from d2v_plugin.errors import UserError
 from d2v_plugin.ranges import check_amounts, check_range, check_shares
@@ -175,9 +176,7 @@ class D2VMaskedLMTask(MaskedLMTask):
                 "training"
             )
         if own is None:
-            self.dictionary = Dictionary()
-            for symbol in symbols[self.dictionary.nspecial :]:
-                self.dictionary.add_symbol(symbol, overwrite=True)  # as many numbers as there were
+            self.dictionary = symbols_dictionary(symbols)
             self.mask_idx = self.dictionary.add_symbol(MASK)
         self.check_state(state_dict)
         super().load_state_dict(state_dict)
@@ -192,7 +191,7 @@ class D2VMaskedLMTask(MaskedLMTask):
         if symbols is not None and list(symbols) != own:
             raise UserError(
                 f"the checkpoint was trained with another dictionary than that of task.data={self.cfg.data} "
-                f"({_difference(symbols, own)}); give text that was binarised with the dict.txt of training"
+                f"({first_difference(symbols, own)}); give text that was binarised with the dict.txt of training"
             )
 
     def build_model(self, model_cfg, from_checkpoint: bool = False):
@@ -340,10 +339,3 @@ def check_split(prefix: Path, symbols: int) -> None:
             f"{prefix}.bin holds the token {largest} and {prefix.parent / 'dict.txt'} has {symbols - 1} symbols: they "
             "do not belong together; put the dictionary of this text there, or binarise it with this one"
         )
-
-
-def _difference(symbols: list[str], own: list[str]) -> str:
-    if len(symbols) != len(own):
-        return f"{len(symbols)} symbols there, {len(own)} here"
-    number = next(index for index, pair in enumerate(zip(symbols, own, strict=True)) if pair[0] != pair[1])
-    return f"symbol {number} is {symbols[number]!r} there, {own[number]!r} here"
