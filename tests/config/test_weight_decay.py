@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 from tiny_training import ROOT, modality, resolved, scaled_down, write_data
 
 EXAMPLES = ROOT / "examples"
-MULTI = [path for path in sorted(EXAMPLES.rglob("*_v2*.yaml")) if OmegaConf.load(path).model._name == "data2vec_multi"]
+RECIPES = {path: OmegaConf.load(path).get("model", {}) for path in sorted(EXAMPLES.rglob("*_v2*.yaml"))}
+MULTI = [path for path, model in RECIPES.items() if model.get("_name") == "data2vec_multi"]
 FILES = MULTI + [EXAMPLES / "vision" / "mae_base_imagenet.yaml"]
 
 

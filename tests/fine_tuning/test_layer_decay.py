@@ -10,6 +10,8 @@ from torch import nn
 import d2v_plugin.optim.adamw  # noqa: F401
 from d2v_plugin.fine_tuning.layer_decay import decay_blocks, decay_vit, forget_groups, spare_vectors
 
+ADAM = {"use_old_adam": False, "fp16_adam_stats": False}
+
 
 class Vit(nn.Module):
     """The names of MAE's parts."""
@@ -73,9 +75,9 @@ def test_optimisers_give_the_same_rates(name, monkeypatch):
     decay_vit(model.named_parameters(), 3, 0.5)
     wanted = {id(p): 0.01 * p.optim_overrides["optimizer"]["lr_scale"] for p in model.parameters()}
     kind = name.split()[-1]
-    own = {"use_apex": False, "weight_decay_overrides": True} if kind == "d2v_adamw" else {"use_old_adam": False}
+    own = {"use_apex": False, "weight_decay_overrides": True} if kind == "d2v_adamw" else ADAM
     single = {"_name": kind, "lr": [0.01], "adam_betas": "(0.9, 0.98)", "adam_eps": 1e-8, "weight_decay": 0.1, **own}
-    single |= {"tpu": False, "fp16_adam_stats": False}
+    single["tpu"] = False
     root = {"common": {"tpu": False, "fp16": False, "memory_efficient_fp16": False}, "optimizer": single}
     if name.startswith("composite"):
         scheduler = {"_name": "fixed", "force_anneal": None, "lr_shrink": 0.1, "warmup_updates": 0, "lr": [0.01]}
