@@ -48,6 +48,7 @@ PAIRS |= {f"text/glue_v1/{name}": f"roberta/config/finetuning/{name}" for name i
 # our files with no published counterpart
 OURS_ALONE = ("speech/large_librilight", "vision/large_imagenet", "spectrogram/pretrain", "*/demo_*")
 OURS_ALONE += ("vision/finetune_large_imagenet", "vision/finetune_mae_base_imagenet", "vision/finetune_digits")
+OURS_ALONE += ("text/finetune_demo",)
 
 # keys of theirs that ours leave out
 LEFT_OUT = {
@@ -91,6 +92,7 @@ CLASSIFICATION = {
     "lr_scheduler._name": ("cosine", "pass_through"),
     "lr_scheduler.warmup_updates": (5000, ABSENT),
     "optimizer._name": ("d2v_adamw", "composite"),
+    "optimizer.dynamic_groups": (ABSENT, True),
     "optimizer.adam_betas": ([0.9, 0.98], ABSENT),
     "optimizer.adam_eps": (1e-8, ABSENT),
 }

@@ -1,4 +1,4 @@
-"""Upstream's own YAML files for CTC fine-tuning train with a model of this plugin inside.
+"""Upstream's own YAML files for fine-tuning on speech and sound train with a model of this plugin inside.
 
 Those that load ``examples/data2vec`` train on a 2.0 checkpoint, too. The language models that some decode with in
 validation are files of the authors' machines, and are left out.
@@ -63,3 +63,14 @@ def test_trains_two_steps(path, version, data, pretrained_speech, tmp_path):
     assert all(value.isfinite().all() for value in state["model"].values() if value.is_floating_point())
     inside = {1: "w2v_encoder.w2v_model.post_extract_proj.weight", 2: "w2v_encoder.w2v_model.blocks.0.attn.qkv.weight"}
     assert inside[version] in state["model"]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_classification_trains_two_steps(version, data, pretrained_speech, tmp_path):
+    path = FOLDER.parents[2] / "data2vec" / "config" / "audio" / "classification" / "base_classification.yaml"
+    train(scaled_down(path, data("speech"), tmp_path, pretrained_speech(version), dataset__validate_interval=1))
+    state = read_checkpoint(tmp_path / "checkpoint_last.pt")
+    assert state["optimizer_history"][-1]["num_updates"] == 2
+    assert state["cfg"]["task"]["_name"] == state["cfg"]["model"]["_name"] == "audio_classification"
+    assert all(value.isfinite().all() for value in state["model"].values() if value.is_floating_point())
+    assert 0 < state["extra_state"]["val_loss"] <= 1  # mAP, though the set has four recordings

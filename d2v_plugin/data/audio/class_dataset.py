@@ -6,6 +6,7 @@ from fairseq.data import BaseWrapperDataset
 from d2v_plugin.data.audio.dataset import AudioDataset
 from d2v_plugin.data.audio.labels import Labels
 from d2v_plugin.data.bad_files import readable
+from d2v_plugin.data.complete_batches import complete_batches
 
 
 class ClassDataset(BaseWrapperDataset):
@@ -38,6 +39,9 @@ class ClassDataset(BaseWrapperDataset):
 
     def num_tokens_vec(self, indices):
         return self.dataset.num_tokens_vec(indices)
+
+    def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
+        return complete_batches(self.dataset, indices, max_tokens, max_sentences, required_batch_size_multiple)
 
     def collater(self, samples: list[dict]) -> dict:
         samples = readable(samples, self)

@@ -9,6 +9,7 @@ from fairseq.data import BaseWrapperDataset, data_utils
 from d2v_plugin.data.audio.dataset import AudioDataset
 from d2v_plugin.data.audio.labels import Labels
 from d2v_plugin.data.bad_files import readable
+from d2v_plugin.data.complete_batches import complete_batches
 from d2v_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,9 @@ class TargetDataset(BaseWrapperDataset):
         if longest_label is not None:
             keep &= self.labels.lengths[indices] <= longest_label
         return indices[keep], indices[~keep].tolist()
+
+    def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
+        return complete_batches(self.dataset, indices, max_tokens, max_sentences, required_batch_size_multiple)
 
     def collater(self, samples: list[dict]) -> dict:
         samples = readable(samples, self, allowed=lambda index: bool(self.usable[index]))
