@@ -1,105 +1,119 @@
-"""``d2v probe``: what the frozen layers of a model know, beside the same network untrained."""
+"""``d2v probe``: linear probes and nearest neighbours on the frozen layers of a model, whatever its data.
+
+Speech, images and text have their own questions and data; the fits (``eval/linear_probe.py``, ``eval/ridge.py``) and
+the neighbours (``eval/knn.py``) are shared, and so is the comparison with the same network untrained.
+"""
 
 import argparse
-import dataclasses
-import functools
-import json
-import time
 from pathlib import Path
+from types import ModuleType
 
-from d2v_plugin.cli._model_options import add_model_options, check_model_options, open_model, print_model
+from d2v_plugin.cli._model_options import add_model_options
 from d2v_plugin.errors import UserError
+
+# data that each modality takes, and options that are for it alone
+DATA = {
+    "AUDIO": "two manifests, to fit on and to score on: TRAIN.tsv TEST.tsv",
+    "IMAGE": "one folder with train, valid and test, each CLASS/FILE or tar shards",
+    "TEXT": "the folder of binarised text it was trained on, and tables of passages: FOLDER TSV [TSV ...]",
+}
+OWN = {
+    "AUDIO": ("align", "dictionary", "max_seconds", "max_bad"),
+    "IMAGE": ("pixel_size",),
+    "TEXT": ("max_tokens",),
+}
+DEFAULTS = {"max_seconds": 60.0, "max_bad": 10, "pixel_size": 16}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register ``d2v probe``."""
     parser = subparsers.add_parser(
         "probe",
-        help="linear probes of frozen features: MFCCs and letters",
-        description="Ridge regression from one frame of each layer to MFCCs 2-13 (R2 on the frames of other "
-        "recordings) and, with --align, to the letter spoken there (how many are right in other recordings).",
+        help="linear probes and nearest neighbours on frozen features: speech, images, text",
+        description="What the frozen layers of a model know, by a linear probe and by nearest neighbours, beside the "
+        "same network untrained. Speech: MFCCs 2-13 from single frames (R2 on the frames of other recordings) and, "
+        "with --align, the letter spoken there. Images: their class, also with ten labels a class, beside raw pixels. "
+        "Text: labels of passages or of words in them, beside a bag of pieces.",
     )
-    parser.add_argument("checkpoint", type=Path, help="fairseq checkpoint, pre-training or CTC")
-    parser.add_argument("train", type=Path, help="manifest to fit the probes on")
-    parser.add_argument("test", type=Path, help="manifest to score them on")
+    parser.add_argument("checkpoint", type=Path, help="fairseq checkpoint, pre-training of 1.0 or 2.0, or CTC")
     parser.add_argument(
+        "data", type=Path, nargs="+", help="speech: TRAIN.tsv TEST.tsv; images: FOLDER; text: FOLDER TABLE.tsv ..."
+    )
+    parser.add_argument("--modality", choices=("audio", "image", "text"), help="for a model of several")
+    parser.add_argument("--layers", type=int, nargs="+", help="which layers, 0 to the depth (default: all)")
+    parser.add_argument("--untrained", action="store_true", help="probe the same network with random weights, too")
+    parser.add_argument("--seed", type=int, default=1, help="of the random weights (default 1)")
+    parser.add_argument("--json", type=Path, help="write the scores as JSON")
+    speech = parser.add_argument_group("speech")
+    speech.add_argument(
         "--align",
         type=Path,
         metavar="CTC_CHECKPOINT",
         help="probe letters: this CTC model finds the frame of each letter of the .ltr files beside both manifests; "
         "best one that does not come from the probed model",
     )
-    parser.add_argument("--layers", type=int, nargs="+", help="which layers, 0 to the depth (default: all)")
-    parser.add_argument("--untrained", action="store_true", help="probe the same network with random weights, too")
-    parser.add_argument("--seed", type=int, default=1, help="of the random weights (default 1)")
-    parser.add_argument("--json", type=Path, help="write the scores as JSON")
     add_model_options(parser)
-    parser.set_defaults(run=run)
-
-
-def _align(args: argparse.Namespace) -> list[dict | None]:
-    """Where the letters of both manifests are; None twice without --align."""
-    if args.align is None:
-        return [None, None]
-    from d2v_plugin.eval.align import iterate_alignments
-    from d2v_plugin.eval.load import CTC
-    from d2v_plugin.eval.progress import progress
-    from d2v_plugin.eval.utterances import read_references, utterances_for
-
-    aligner = open_model(args, args.test, args.align, want=CTC)
-    sides = []
-    for manifest in (args.train, args.test):
-        utterances = utterances_for(aligner, manifest, args.max_bad)
-        references = read_references(utterances.manifest, None)
-        if references is None:
-            raise UserError(f"--align needs {manifest.with_suffix('.ltr')}, which is missing; write it or leave it out")
-        found = iterate_alignments(aligner, utterances, references, args.max_seconds)
-        found = dict(progress(found, len(utterances), f"aligned, {manifest.stem}"))
-        sides.append({index: letters for index, letters in found.items() if letters is not None})
-        if len(sides[-1]) < len(found):
-            print(f"{manifest}: {len(found) - len(sides[-1])} recordings too short for their transcripts: no letters")
-    return sides
+    images, text = parser.add_argument_group("images"), parser.add_argument_group("text")
+    images.add_argument("--pixel-size", type=int, help="side of the images that raw pixels are taken of (default 16)")
+    text.add_argument("--max-tokens", type=int, help="of a passage (default: as many as have positions)")
+    parser.set_defaults(run=run, max_seconds=None, max_bad=None)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Align, collect, fit, print."""
-    check_model_options(args)
-    from d2v_plugin.eval.features import check_layers
-    from d2v_plugin.eval.probe import collect, format_table, letter_chance, score_layers
-    from d2v_plugin.eval.progress import progress
-    from d2v_plugin.eval.utterances import utterances_for
+    """Find out what the checkpoint was trained on, and probe that."""
+    from d2v_plugin.eval.modality import modality_of
 
-    start = time.monotonic()
-    seeds = {"trained": None} | ({"untrained": args.seed} if args.untrained else {})
-    scores, aligned = {}, None
-    for name, seed in seeds.items():
-        loaded = open_model(args, args.test, untrained_seed=seed)
-        layers = check_layers(args.layers, loaded.depth)
-        if seed is None:
-            print_model(loaded, args.max_seconds)
-            aligned = _align(args)
-        sides = []
-        for manifest, letters in zip((args.train, args.test), aligned, strict=True):
-            utterances = utterances_for(loaded, manifest, args.max_bad)
-            watch = functools.partial(progress, total=len(utterances), what=f"{name}, {manifest.stem}")
-            sides.append(collect(loaded, utterances, layers, args.max_seconds, letters, watch))
-            for line in utterances.losses() if seed is None else ():
-                print(line)
-        train, test = sides
-        scores[name] = score_layers(train, test, args.align is not None)
-    print(
-        f"fitted on {train.sound.recordings} recordings ({len(train.sound.groups)} frames), "
-        f"scored on {test.sound.recordings} ({len(test.sound.groups)} frames)"
-    )
-    print(format_table(scores["trained"], scores.get("untrained")))
-    chance = None
-    if args.align is not None:
-        chance = letter_chance(train.letters, test.letters)
-        counts = len(train.letters.groups), len(test.letters.groups)
-        print("letters: fitted on {}, scored on {}; by chance {:.1f} % are right".format(*counts, 100 * chance))
-    print(f"{time.monotonic() - start:.1f} s")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        rows = {name: [dataclasses.asdict(score) for score in found] for name, found in scores.items()}
-        args.json.write_text(json.dumps({**rows, "chance": chance}, indent=1) + "\n", encoding="utf-8")
-    return 0
+    modality = args.modality.upper() if args.modality else modality_of(args.checkpoint)
+    _check_options(args, modality)
+    for name, value in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return _hand_over(args, modality)
+
+
+def _check_options(args: argparse.Namespace, modality: str) -> None:
+    """Raises ``UserError`` for an option of another modality, which would be passed over."""
+    for other, names in OWN.items():
+        for name in names:
+            if other != modality and getattr(args, name) is not None:
+                option = "dict" if name == "dictionary" else name.replace("_", "-")
+                raise UserError(
+                    f"--{option} is for {other.lower()}, and {args.checkpoint} is a model of {modality.lower()}; "
+                    "leave it out"
+                )
+
+
+def _speech_module() -> ModuleType:
+    from d2v_plugin.cli import _probe_speech
+
+    return _probe_speech
+
+
+def _images_module() -> ModuleType:
+    from d2v_plugin.cli import probe_images
+
+    return probe_images
+
+
+def _text_module() -> ModuleType:
+    from d2v_plugin.cli import text
+
+    return text
+
+
+BY_MODALITY = {"AUDIO": _speech_module, "IMAGE": _images_module, "TEXT": _text_module}
+
+
+def _hand_over(args: argparse.Namespace, modality: str) -> int:
+    """Name the data as the modality's own function does, and call it."""
+    given = args.data
+    fits = {"AUDIO": len(given) == 2, "IMAGE": len(given) == 1, "TEXT": len(given) > 1 and given[0].is_dir()}
+    if not fits[modality]:
+        got = " ".join(map(str, given))
+        raise UserError(f"a model of {modality.lower()} is probed with {DATA[modality]}; got {got}")
+    module = BY_MODALITY[modality]()
+    if modality == "AUDIO":
+        args.train, args.test = given
+        return module.run(args)
+    args.data, *args.tables = given
+    return module.run(args) if modality == "IMAGE" else module.run_probe(args)

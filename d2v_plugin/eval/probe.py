@@ -8,6 +8,9 @@ that frame of features to which letter it is, one output a letter, scored by how
 the largest output. It is one frame, not a window: what is measured is what a frame holds, and the fit stays as small as
 the features are wide. The same alignment serves every layer and the untrained network, so its mistakes lower all
 scores alike. Neighbouring letters are not independent, so the standard error is that of a bootstrap over recordings.
+
+Nearest neighbours, the same questions with nothing fitted: the frames of other recordings that are most alike
+(``knn.py``) vote for the letter, and the mean of their MFCCs, weighted by the same similarity, is the prediction.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval.align import AlignedLetters
 from d2v_plugin.eval.features import iterate_features
+from d2v_plugin.eval.knn import K, knn_mean, knn_predict
 from d2v_plugin.eval.load import LoadedModel
 from d2v_plugin.eval.mfcc import mfcc
 from d2v_plugin.eval.ridge import fit_ridge, r2_score
@@ -29,16 +34,21 @@ from d2v_plugin.eval.utterances import Utterances
 # frames or letters beyond this change the fit in the third digit and cost time and memory
 MAX_FRAMES = 30_000
 BOOTSTRAP_ROUNDS = 200
+# every pair of them is compared, so there are fewer for neighbours, evenly from all recordings
+KNN_KNOWN, KNN_ASKED = 10_000, 3_000
 
 
 @dataclass(frozen=True)
 class LayerScore:
-    """``mfcc``: R2; ``letters``: fraction that is right, with its standard error, None without an alignment."""
+    """``mfcc``: R2; ``letters``: fraction that is right, with its standard error, None without an alignment;
+    ``mfcc_knn``, ``letters_knn``: the same from nearest neighbours."""
 
     layer: int
     mfcc: float
     letters: float | None
     letters_error: float | None
+    mfcc_knn: float | None = None
+    letters_knn: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,27 @@ def _letters_score(train: Rows, test: Rows, layer: int) -> tuple[float, float]:
     return float(right.mean()), float(again.std())
 
 
+def _thinned(rows: Rows, layer: int, most: int) -> tuple[torch.Tensor, np.ndarray]:
+    """(N, C) features and the targets of at most ``most`` rows, evenly from all."""
+    kept = np.unique(np.linspace(0, len(rows.groups) - 1, most).astype(np.int64))
+    return torch.from_numpy(rows.frames[layer][kept]), rows.targets[kept]
+
+
+def _mfcc_neighbours(train: Rows, test: Rows, layer: int) -> float:
+    """R2 of the neighbours' mean MFCCs."""
+    (known, values), (asked, truth) = _thinned(train, layer, KNN_KNOWN), _thinned(test, layer, KNN_ASKED)
+    found = knn_mean(known, torch.from_numpy(values), asked, k=min(K, len(known)))
+    return r2_score(truth, found.numpy())
+
+
+def _letters_neighbours(train: Rows, test: Rows, layer: int) -> float:
+    """Fraction of the letters that the neighbours' vote tells."""
+    (known, letters), (asked, truth) = _thinned(train, layer, KNN_KNOWN), _thinned(test, layer, KNN_ASKED)
+    names, labels = np.unique(letters, return_inverse=True)
+    found = knn_predict(known, torch.from_numpy(labels), asked, k=min(K, len(known)))
+    return float((names[found.numpy()] == truth).mean())
+
+
 def score_layers(train: Collected, test: Collected, letters: bool) -> list[LayerScore]:
     """Fit on ``train``, score on ``test``, layer by layer.
 
@@ -162,7 +193,9 @@ def score_layers(train: Collected, test: Collected, letters: bool) -> list[Layer
         fit = fit_ridge(train.sound.frames[layer], train.sound.targets, train.sound.groups)
         r2 = r2_score(test.sound.targets, fit.predict(test.sound.frames[layer]))
         found = _letters_score(train.letters, test.letters, layer) if letters else (None, None)
-        scores.append(LayerScore(layer, r2, *found))
+        near = _letters_neighbours(train.letters, test.letters, layer) if letters else None
+        mfcc_near = _mfcc_neighbours(train.sound, test.sound, layer)
+        scores.append(LayerScore(layer, r2, *found, mfcc_knn=mfcc_near, letters_knn=near))
     return scores
 
 
@@ -170,10 +203,13 @@ def format_table(trained: Sequence[LayerScore], untrained: Sequence[LayerScore] 
     """One line a layer; the untrained network stands beside the trained one."""
 
     def cells(score: LayerScore) -> list[str]:
-        letters = [] if score.letters is None else [f"{100 * score.letters:.1f} ± {100 * score.letters_error:.1f} %"]
-        return [f"{score.mfcc:.3f}", *letters]
+        sound = [f"{score.mfcc:.3f}", "-" if score.mfcc_knn is None else f"{score.mfcc_knn:.3f}"]
+        if score.letters is None:
+            return sound
+        near = "-" if score.letters_knn is None else f"{100 * score.letters_knn:.1f} %"
+        return [*sound, f"{100 * score.letters:.1f} ± {100 * score.letters_error:.1f} %", near]
 
-    header = ["MFCC R2", "letters right"][: len(cells(trained[0]))]
+    header = ["MFCC R2", "by neighbours", "letters right", "by neighbours"][: len(cells(trained[0]))]
     sides = [trained, untrained] if untrained else [trained]
     rows = [["layer", *header, *(f"{name}, untrained" for name in header if untrained)]]
     for scores in zip(*sides, strict=True):

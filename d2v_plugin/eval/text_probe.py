@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from d2v_plugin.errors import UserError
+from d2v_plugin.eval.knn import K, knn_accuracy
 from d2v_plugin.eval.linear_probe import fit_linear_probe
 from d2v_plugin.eval.text_features import Passage, TextModel, Tokens, layer_means
 
@@ -52,11 +53,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Score:
-    """``accuracy``: fraction that is right; ``error``: its standard error. ``features``: "layer n" or "pieces"."""
+    """``accuracy``: fraction that is right; ``error``: its standard error. ``features``: "layer n" or "pieces";
+    ``knn``: fraction that the nearest neighbours among the fitting rows tell."""
 
     features: str
     accuracy: float
     error: float
+    knn: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,9 @@ class Probe:
         fit, choose, score = (torch.from_numpy(rows) for rows in (self.fitting, self.choosing, self.scored))
         probe = fit_linear_probe(x[fit], y[fit], x[choose], y[choose])
         right = (probe.predict(x[score]).cpu() == y[score]).numpy()
-        return Score(name, float(right.mean()), self._error(right))
+        known = ~score
+        near = knn_accuracy(x[known], y[known], x[score], y[score], k=min(K, int(known.sum())))
+        return Score(name, float(right.mean()), self._error(right), near)
 
     def _error(self, right: np.ndarray) -> float:
         _, member = np.unique(self.documents[self.scored], return_inverse=True)
@@ -195,4 +200,5 @@ def format_table(trained: Sequence[ProbeResult], untrained: Sequence[ProbeResult
 
 
 def _percent(score: Score) -> str:
-    return f"{100 * score.accuracy:5.1f} +- {100 * score.error:.1f} %"
+    near = "" if score.knn is None else f" (neighbours {100 * score.knn:.1f} %)"
+    return f"{100 * score.accuracy:5.1f} +- {100 * score.error:.1f} %{near}"

@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval import knn
 from d2v_plugin.eval.few_labels import few_of_each
-from d2v_plugin.eval.knn import accuracy, knn_accuracy, knn_predict
+from d2v_plugin.eval.knn import accuracy, knn_accuracy, knn_mean, knn_predict
 
 
 def clouds(count, seed, spread=0.4):
@@ -62,12 +62,24 @@ def test_half_precision_features_are_compared_in_full():
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_more_neighbours_than_there_are(k):
-    with pytest.raises(UserError, match=f"between 1 and the 3 labelled images, got {k}"):
+    with pytest.raises(UserError, match=f"between 1 and the 3 labelled examples, got {k}"):
         knn_predict(torch.eye(3), torch.arange(3), torch.eye(3), k=k)
 
 
+def test_the_mean_of_the_neighbours():
+    """Two neighbours as far away as each other, and one that is all there is."""
+    train, values = torch.eye(3), torch.tensor([[0.0, 10.0], [2.0, 20.0], [4.0, 60.0]])
+    queries = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 5.0]])
+    assert torch.allclose(knn_mean(train, values, queries, k=2)[0], torch.tensor([1.0, 15.0]))
+    assert torch.allclose(knn_mean(train, values, queries, k=1)[1], torch.tensor([4.0, 60.0]))
+    # the other two are so much less alike that they hardly count
+    assert torch.allclose(knn_mean(train, values, queries, k=3)[1], torch.tensor([4.0, 60.0]), atol=1e-3)
+    with pytest.raises(UserError, match="between 1 and the 3 labelled examples, got 4"):
+        knn_mean(train, values, queries, k=4)
+
+
 def test_nothing_to_score():
-    with pytest.raises(UserError, match="no image to score"):
+    with pytest.raises(UserError, match="nothing to score"):
         accuracy(torch.tensor([]), torch.tensor([]))
 
 

@@ -42,6 +42,9 @@ def test_informed_layer_beats_noise():
     expected = np.sqrt(chance * (1 - chance) / len(test.letters.groups))
     assert abs(noise.mfcc) < 0.05 and abs(noise.letters - chance) < 3 * expected
     assert noise.letters_error == pytest.approx(expected, rel=0.3)
+    # the same from nearest neighbours, to which noise tells less than the mean does
+    assert informed.mfcc_knn > 0.99 and informed.letters_knn == 1
+    assert noise.mfcc_knn < 0.05 and noise.letters_knn < chance + 3 * expected
 
 
 def test_a_letter_never_fitted_counts_as_wrong():
@@ -52,7 +55,7 @@ def test_a_letter_never_fitted_counts_as_wrong():
 
 def test_without_an_alignment():
     score = score_layers(synthetic(0), synthetic(1), letters=False)[1]
-    assert score.letters is None and score.mfcc > 0.99
+    assert score.letters is None and score.letters_knn is None and score.mfcc > 0.99 and score.mfcc_knn > 0.99
     assert "letters" not in format_table([score], None)
 
 
@@ -109,6 +112,7 @@ def test_command(tmp_path, pretrained, capsys):
         assert [row["layer"] for row in scores[name]] == [0, 1, 2, 3]
         # even random convolutions tell four tones apart
         assert all(row["mfcc"] > 0.3 and row["letters"] is None for row in scores[name])
+        assert all(row["mfcc_knn"] > 0.3 and row["letters_knn"] is None for row in scores[name])
     assert scores["trained"] != scores["untrained"] and scores["chance"] is None
     with test.open("a") as file:
         file.write("gone.wav\t0\n")
@@ -135,6 +139,7 @@ def test_command_with_letters(tmp_path, pretrained, finetuned, capsys):
         # tones are told apart even where the frames come from an aligner with random weights
         assert all(scores["chance"] + 0.1 < row["letters"] <= 1 for row in scores[name])
         assert all(0 < row["letters_error"] < 0.2 for row in scores[name])
+        assert all(scores["chance"] < row["letters_knn"] <= 1 for row in scores[name])
     test.with_suffix(".ltr").unlink()
     assert main(arguments) == 2
     assert f"--align needs {test.with_suffix('.ltr')}" in capsys.readouterr().err

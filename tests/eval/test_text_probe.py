@@ -323,4 +323,5 @@ def test_table_for_the_screen(checkpoint, data):
     result = probe_network(Probe("word", word_examples(), loaded), loaded, [0], pieces=True)
     lines = format_table([result], None).splitlines()
     assert [line.split()[0] for line in lines] == ["word:", "chance", "pieces", "layer"]
-    assert "untrained" not in lines[-1] and lines[2].endswith("%")
+    assert "untrained" not in lines[-1] and lines[2].endswith("%)") and "(neighbours " in lines[-1]
+    assert all(0 <= score.knn <= 1 for score in result.scores)
