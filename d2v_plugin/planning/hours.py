@@ -57,9 +57,7 @@ def from_log(path: Path, recipe: Recipe) -> Rate:
         raise UserError(f"{record} is missing, which says the batch of that run; give the log where it was written")
     run = read(record)
     if run.kind != recipe.kind:
-        raise UserError(
-            f"{path} is of a run on {run.kind}, and {recipe.name} is one on {recipe.kind}; give its own log"
-        )
+        raise UserError(f"{path} is of a run on {run.kind} and {recipe.name} one on {recipe.kind}; give its own log")
     ups = statistics.median(rates)
     per_gpu = ups * run.in_units(run.batch) / run.gpus
     return Rate(per_gpu, f"{path}: {ups:.3g} updates/s on {run.gpus} GPU{'s' if run.gpus > 1 else ''}")

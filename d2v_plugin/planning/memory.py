@@ -12,11 +12,13 @@ fuses an operation the real peak lies below.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from d2v_plugin.errors import UserError
@@ -96,7 +98,8 @@ def count(recipe: Recipe, processes: int, vocabulary: int = VOCABULARY) -> Memor
             "say what fits with --micro"
         )
     mode = ShapesOnly()
-    with fused_attention(), mode:
+    with torch.random.fork_rng(devices=[]), fused_attention(), mode:
+        torch.manual_seed(0)
         model = _model(cfg, vocabulary)
         if dtype is not None:
             model = model.to(dtype)
@@ -126,13 +129,23 @@ def _model(cfg: Any, vocabulary: int) -> nn.Module:
     task = SimpleNamespace(source_dictionary=dictionary, dictionary=dictionary, cfg=cfg.task)
     register_plugin()
     with quiet_fairseq():
-        model = models.build_model(cfg.model, task)
+        model = models.build_model(_whole(cfg.model), task)
     watch = getattr(model, "watch", None)
     if watch is not None:
         # it looks at the numbers, and there are none
         watch.interval = 2**62
     model.set_num_updates(1)
     return model
+
+
+def _whole(cfg: Any) -> Any:
+    """A model's configuration without layer drop: a step that drops no layer holds the most."""
+    cfg = copy.deepcopy(cfg)
+    for settings in (cfg, *(cfg.get("modalities") or {}).values()):
+        for name in ("layerdrop", "encoder_layerdrop", "prenet_layerdrop"):
+            if OmegaConf.is_dict(settings) and name in settings:
+                settings[name] = 0.0
+    return cfg
 
 
 class _Dictionary:
