@@ -5,7 +5,8 @@ upstream's is not reached beside it. With this plugin the name means upstream's 
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Optional
 
 import torch
 from fairseq.logging import metrics
@@ -21,6 +22,7 @@ from d2v_plugin.eval.average_precision import mean_average_precision
 from d2v_plugin.tasks._audio import AudioFields, AudioTaskMixin
 
 NAME = "audio_classification"
+SUFFIX = "lbl"
 PREDICTIONS, TARGETS = "_predictions", "_targets"
 
 if TASK_REGISTRY.get(NAME) is not None and TASK_REGISTRY[NAME].__module__ == f"fairseq.tasks.{NAME}":
@@ -30,10 +32,15 @@ if TASK_REGISTRY.get(NAME) is not None and TASK_REGISTRY[NAME].__module__ == f"f
 
 @dataclass
 class D2VAudioClassificationConfig(AudioFields, AudioPretrainingConfig):
-    """Upstream's fields and AudioFields."""
+    """Upstream's fields and AudioFields.
+
+    On the command line fairseq fills in the defaults of its own task of this name first: no ``labels``, which here
+    means "lbl", and ``target_dictionary``.
+    """
 
     label_descriptors: str = "label_descriptors.csv"
-    labels: str = "lbl"
+    labels: Optional[str] = SUFFIX
+    target_dictionary: Optional[str] = field(default=None, metadata={"help": "of fairseq's task; not read here"})
 
 
 @register_task(NAME, dataclass=D2VAudioClassificationConfig)
@@ -49,6 +56,11 @@ class D2VAudioClassificationTask(AudioTaskMixin, AudioPretrainingTask):
 
     def __init__(self, cfg: D2VAudioClassificationConfig):
         super().__init__(cfg)
+        if cfg.target_dictionary is not None:
+            raise UserError(
+                "task.target_dictionary is of fairseq's own audio_classification; here task.label_descriptors names "
+                "the file that lists the classes"
+            )
         self.state.add_factory("labels", self.load_labels)
         self.prepare()
 
@@ -66,11 +78,9 @@ class D2VAudioClassificationTask(AudioTaskMixin, AudioPretrainingTask):
 
     def load_dataset(self, split: str, task_cfg=None, **kwargs):
         task_cfg = task_cfg or self.cfg
-        if not task_cfg.labels:
-            raise UserError("task.labels is not set; give the suffix of the label files, task.labels=lbl")
         manifest = self.read_manifest(split, task_cfg.sample_rate)
         labels = load_classes(
-            os.path.join(self.cfg.data, f"{split}.{task_cfg.labels}"),
+            os.path.join(self.cfg.data, f"{split}.{task_cfg.labels or SUFFIX}"),
             len(self.labels),
             rows=manifest.rows,
             total=manifest.total,

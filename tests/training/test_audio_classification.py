@@ -13,6 +13,7 @@ from audio_corpus import RATE, Corpus
 from fairseq import checkpoint_utils, tasks
 from fairseq.criterions.model_criterion import ModelCriterion
 from fairseq.logging import metrics
+from fairseq.tasks.audio_classification import AudioClassificationConfig
 from omegaconf import OmegaConf
 from sklearn.metrics import average_precision_score
 from tiny_training import ROOT, scaled_down, train
@@ -153,6 +154,16 @@ def test_the_criterion_is_told_what_the_metrics_need(tmp_path):
     assert criterion.log_keys == ["_predictions", "_targets"] and not criterion.logging_outputs_can_be_summed()
 
 
+def test_defaults_of_fairseqs_task_of_this_name_come_first_on_the_command_line(tmp_path):
+    """It is registered until the plugin is imported, which is after the first defaults are filled in."""
+    own = OmegaConf.to_container(OmegaConf.structured(AudioClassificationConfig))
+    fields = {key: value for key, value in own.items() if not str(value).startswith("${") and key != "_name"}
+    assert fields["labels"] is None
+    task = task_of(write_sounds(tmp_path), **fields)
+    task.load_dataset("train")
+    assert len(task.dataset("train")) == 32
+
+
 def test_labels_that_are_missing_or_wrong_are_one_line(tmp_path):
     folder = write_sounds(tmp_path)
 
@@ -163,7 +174,7 @@ def test_labels_that_are_missing_or_wrong_are_one_line(tmp_path):
 
     refused(r"other\.csv: this file does not exist; .*task\.label_descriptors", label_descriptors="other.csv")
     refused(r"train\.cls: this label file does not exist", labels="cls")
-    refused(r"task\.labels is not set", labels="")
+    refused(r"task\.target_dictionary is of fairseq's own", target_dictionary="x")
     refused(r"valid\.tsv: this manifest does not exist", split="valid")
     lines = (folder / "train.lbl").read_text().splitlines()
     (folder / "train.lbl").write_text("\n".join(lines[:-1]))
