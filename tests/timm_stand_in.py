@@ -1,7 +1,8 @@
-"""What upstream's models ask of timm, which nothing else here needs: the documented behaviour of five small parts."""
+"""What upstream's models ask of timm, which nothing else here needs: the documented behaviour of a few small parts."""
 
 import types
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -66,6 +67,44 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class Mixup:
+    """Mixup and cutmix of a batch; what would be drawn is told: ``share`` of the own image, and the ``box`` to cut."""
+
+    def __init__(
+        self,
+        mixup_alpha,
+        cutmix_alpha,
+        cutmix_minmax=None,
+        prob=1.0,
+        switch_prob=0.5,
+        mode="batch",
+        label_smoothing=0.1,
+        num_classes=1000,
+    ):
+        assert mode == "batch" and cutmix_minmax is None
+        self.settings = mixup_alpha, cutmix_alpha, prob, switch_prob
+        self.label_smoothing, self.num_classes = label_smoothing, num_classes
+        self.share, self.box = 1.0, None
+
+    def __call__(self, x, target):
+        assert len(x) % 2 == 0, "timm takes even batches only"
+        if self.box is None:
+            x = x * self.share + x.flip(0) * (1 - self.share)
+        else:
+            top, left, height, width = self.box
+            mixed = x.clone()
+            cut = (slice(None), slice(None), slice(top, top + height), slice(left, left + width))
+            mixed[cut] = x.flip(0)[cut]
+            x = mixed
+        off = self.label_smoothing / self.num_classes
+        on = 1 - self.label_smoothing + off
+        own, other = (
+            torch.full((len(x), self.num_classes), off).scatter(1, labels[:, None], on)
+            for labels in (target, target.flip(0))
+        )
+        return x, own * self.share + other * (1 - self.share)
+
+
 def modules():
     """``sys.modules`` entries under timm's names."""
     layers = types.ModuleType("timm.models.layers")
@@ -73,6 +112,7 @@ def modules():
     transformer = types.ModuleType("timm.models.vision_transformer")
     for part in (DropPath, Mlp, PatchEmbed, Attention, Block):
         setattr(transformer, part.__name__, part)
-    models, timm = types.ModuleType("timm.models"), types.ModuleType("timm")
-    models.layers, models.vision_transformer, timm.models = layers, transformer, models
-    return {module.__name__: module for module in (timm, models, layers, transformer)}
+    models, timm, data = (types.ModuleType(name) for name in ("timm.models", "timm", "timm.data"))
+    models.layers, models.vision_transformer, timm.models, timm.data = layers, transformer, models, data
+    data.Mixup = Mixup
+    return {module.__name__: module for module in (timm, models, layers, transformer, data)}

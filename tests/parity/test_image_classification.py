@@ -228,3 +228,25 @@ def test_drop_path_and_dropouts_reach_the_body(tmp_path, case):
         assert dropped == pytest.approx([0.15, 0.225, 0.3])
     else:
         assert [block.drop_path.p for block in ours.model.blocks] == pytest.approx([0.0, 0.15, 0.3])
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix", "neither"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_mixed_batch_is_the_one_upstream_makes(tmp_path, version, kind):
+    """Upstream mixes in the model and ours in the task: the same draws give the same loss."""
+    settings = {"mixup": 0.8 * (kind != "cutmix"), "cutmix": 1.0 * (kind != "mixup"), "label_smoothing": 0.2}
+    if version == 2:
+        theirs, ours = pair(tmp_path, "multi", **settings, mixup_prob=1.0 if kind != "neither" else 0.0)
+    else:
+        theirs, ours = pair_of_1(tmp_path, {}, **settings, mixup_prob=1.0 if kind != "neither" else 0.0)
+    assert ours.mixing.classes == CLASSES and ours.mixing.label_smoothing == 0.2
+    assert theirs.mixup_fn.settings[:2] == (ours.mixing.mixup, ours.mixing.cutmix)
+    images, labels, ids = torch.randn(4, 3, SIZE, SIZE), torch.randint(0, CLASSES, (4,)), [7, 3, 9, 1]
+    for epoch in range(1, 6):
+        share, boxes, cut = ours.mixing.draw(1, epoch, ids, SIZE, SIZE)
+        assert cut.all() == (kind == "cutmix") and (share == 1).all() == (kind == "neither" or share[0] == 1)
+        theirs.mixup_fn.share = float(share[0])
+        theirs.mixup_fn.box = boxes[0].tolist() if kind == "cutmix" else None
+        expected = theirs.train()(images, labels)["losses"]["regression"]
+        found = ours.train()(*ours.mixing(images, labels, 1, epoch, ids))["losses"]["regression"]
+        assert found.shape == expected.shape == (4, CLASSES) and relative(found, expected) < 1e-5
