@@ -44,6 +44,7 @@ MOST_ENHANCEMENT = 0.9
 LEAST_FACTOR = 0.1
 MOST_ADDED = 110  # levels of 256
 SOLARIZE_BELOW = 128
+PART = re.compile(r"(m|mstd|n|p|inc)(\d+(?:\.\d*)?|\.\d+)")  # of a policy's name
 
 
 @dataclass(frozen=True)
@@ -84,22 +85,16 @@ class RandAugment:
         Raises:
             UserError: anything else, or a policy without ``inc1``, whose operations are others.
         """
-        name, *parts = policy.split("-")
-        values = {}
-        for part in parts:
-            found = re.fullmatch(r"(m|mstd|n|p|inc)(\d+(?:\.\d*)?|\.\d+)", part)
-            values[found[1] if found else "?"] = found[2] if found else part
-        bad = name != "rand" or "?" in values or float(values.pop("inc", 0)) != 1 or len(values) < len(parts) - 1
-        numbers = {key: float(value) for key, value in values.items() if key != "?"}
-        if bad or not 0 <= numbers.get("m", 10) <= 10 or not 0 <= numbers.get("p", 0.5) <= 1:
+        pairs = [PART.fullmatch(part) for part in policy.split("-")[1:]]
+        values = {found[1]: float(found[2]) for found in pairs if found}
+        known = policy.split("-")[0] == "rand" and len(values) == len(pairs) and values.pop("inc", 0) == 1
+        if not known or not 0 <= values.get("m", 10) <= 10 or not 0 <= values.get("p", 0.5) <= 1:
             raise UserError(
                 f"task.auto_augment={policy!r} is not a policy that is known here; give rand-mM-mstdS-inc1 with M from "
                 "0 to 10, such as rand-m9-mstd0.5-inc1, or '' for none"
             )
-        fields = {"m": "magnitude", "mstd": "noise", "p": "prob"}
-        chosen = {field: numbers[key] for key, field in fields.items() if key in numbers}
-        # what timm takes where nothing is given
-        return cls(**{"magnitude": 10.0, "noise": 0.0, **chosen}, layers=int(numbers.get("n", 2)))
+        # timm's where nothing is given
+        return cls(values.get("m", 10.0), values.get("mstd", 0.0), int(values.get("n", 2)), values.get("p", 0.5))
 
     def draw(self, draws: SampleDraws, layer: int) -> tuple[list[int], Tensor, Tensor]:
         """Operation of each image (-1 for none), strength (B,) in 0..1 and sign (B,) of 1 or -1, on the host."""
