@@ -24,14 +24,37 @@ def test_the_three_machines_are_there_for_the_main_recipes():
     assert found >= {f"{name}_{machine}" for name in base for machine in ("1x24gb", "1x80gb", "8x80gb")}
 
 
+def values(raw):
+    """(GPUs, passes, units in a pass, learning rate) of a file's groups."""
+    dataset, optimization = raw["dataset"], raw["optimization"]
+    micro = dataset.get("batch_size") or dataset["max_tokens"]
+    return (
+        raw["distributed_training"]["distributed_world_size"],
+        optimization.get("update_freq", [1])[0],
+        micro,
+        optimization["lr"][0],
+    )
+
+
 @every_file
 def test_keeps_the_batch_of_its_recipe(path):
     name = NAME.fullmatch(path.stem)
-    recipe = path.parents[1] / f"{name['recipe']}.yaml"
-    here, there = read(recipe, [f"+hardware={path.stem}"]), read(recipe)
-    assert here.gpus == int(name["gpus"])
-    assert here.batch == pytest.approx(there.batch, rel=1e-3)
-    assert here.lr == there.lr and here.updates == there.updates
+    recipe = yaml.safe_load((path.parents[1] / f"{name['recipe']}.yaml").read_text())
+    gpus, passes, micro, lr = values(recipe)
+    changed = yaml.safe_load(path.read_text()) or {}
+    here = values({group: {**recipe[group], **changed.get(group, {})} for group in FIELDS})
+    assert here[0] == int(name["gpus"])
+    assert here[0] * here[1] * here[2] == pytest.approx(gpus * passes * micro, rel=1e-3)
+    assert here[3] == lr
+    # a crop has to fit
+    assert here[2] >= recipe["task"].get("max_sample_size", 1)
+
+
+@pytest.mark.parametrize("name", ["speech/base_librispeech_v2", "vision/base_imagenet", "text/base_books_wiki_v2"])
+def test_composes(name):
+    path = ROOT / "examples" / f"{name}.yaml"
+    here, there = read(path, [f"+hardware={path.stem}_1x24gb"]), read(path)
+    assert here.gpus == 1 and here.batch == there.batch and here.lr == there.lr and here.updates == there.updates
     assert here.micro >= here.field_row
 
 
