@@ -150,6 +150,8 @@ def _short_schedule(cfg: DictConfig) -> dict:
 def _small_glue(path: Path, data: Path, cfg: DictConfig, pretrained: Path | None) -> dict:
     """Values for one of GLUE's tasks, which are folders below ``data``, from a tiny checkpoint of pre-training."""
     values = {"task.data": str(data / "bin" / path.stem)}
+    if path.stem == "finetune_demo":  # which has data of its own
+        values = {"task.data": str(data / "bin" / "rte"), "task.num_classes": 2, "dataset.valid_subset": "valid"}
     if cfg.model._name == "data2vec_text_classification":
         return values | {"model.model_path": str(pretrained)}
     if cfg.model._name == "roberta":
