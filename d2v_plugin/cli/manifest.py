@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 SHOWN = 10
+# beside the labels of classes, as the task calls it by default
+DESCRIPTORS = "label_descriptors.csv"
 # two frames of the papers' feature extractor, the least that pre-training takes
 TWO_FRAMES = 720
 
@@ -36,7 +38,7 @@ def add_parser(subparsers) -> None:
         help=f"as in the task: shorter entries are skipped (default {TWO_FRAMES}: two frames of the usual extractor)",
     )
     check.add_argument("--max-sample-size", type=int, help="as in the task: longer entries are cropped")
-    check.add_argument("--labels", metavar="SUFFIX", help="check the label file beside the manifest too, e.g. ltr")
+    check.add_argument("--labels", metavar="SUFFIX", help="check the label file beside it too: ltr, lbl")
     check.add_argument(
         "--decode", action="store_true", help="read all samples, not only headers: finds NaN and all zeros, too"
     )
@@ -213,12 +215,14 @@ def _check_audio(manifest, sample_rate: int, decode: bool) -> dict:
 
 
 def _check_labels(manifest, suffix: str) -> dict:
-    """Line count, unknown symbols and empty lines of the label file beside the manifest."""
+    """Line count, unknown symbols and empty lines of the label file beside the manifest; of classes their numbers."""
     from d2v_plugin.data.audio.labels import load_labels
     from d2v_plugin.errors import UserError
 
     path = Path(manifest.path).with_suffix("." + suffix)
     dictionary = path.with_name(f"dict.{suffix}.txt")
+    if not dictionary.is_file() and path.with_name(DESCRIPTORS).is_file():
+        return _check_classes(manifest, path)
     try:
         if not dictionary.is_file():
             raise UserError(f"{dictionary}: does not exist; write it with `d2v manifest build --labels`")
@@ -238,6 +242,31 @@ def _check_labels(manifest, suffix: str) -> dict:
     return {"symbols": len(symbols), "tokens": len(labels.tokens), "empty_lines": empty, "problems": []}
 
 
+def _check_classes(manifest, path: Path) -> dict:
+    from d2v_plugin.data.audio.classes import load_classes, read_descriptors
+    from d2v_plugin.errors import UserError
+
+    descriptors = path.with_name(DESCRIPTORS)
+    try:
+        classes = len(read_descriptors(descriptors))
+        labels = load_classes(
+            path,
+            classes,
+            rows=manifest.rows,
+            total=manifest.total,
+            manifest_path=manifest.path,
+            descriptors=str(descriptors),
+        )
+    except UserError as error:
+        return {"problems": [str(error)]}
+    return {
+        "classes": classes,
+        "occurring": len(set(labels.tokens.tolist())),
+        "labels": len(labels.tokens),
+        "problems": [],
+    }
+
+
 def _print_report(report: dict, args) -> None:
     print(f"{report['manifest']}: {report['entries']} entries")
     print(f"  usable      {report['usable']}, {report['hours']:.2f} h at {args.sample_rate} Hz")
@@ -254,6 +283,8 @@ def _print_report(report: dict, args) -> None:
     labels = report["labels"]
     if labels.get("problems"):
         print(f"  labels      {labels['problems'][0]}")
+    elif "classes" in labels:
+        print(f"  labels      {labels['labels']}, of {labels['occurring']} of {labels['classes']} classes")
     elif labels:
         found = f"{labels['tokens']} tokens of {labels['symbols']} symbols, {labels['empty_lines']} empty lines"
         print(f"  labels      {found}")

@@ -5,9 +5,11 @@ asserts, with the words "fine-tuning works best", that audio is normalised as in
 without a word, that it is normalised at all. Its ``drop_path`` names a field that 2.0 does not have.
 """
 
+import os
 from typing import Any
 
 from fairseq import checkpoint_utils
+from fairseq.criterions import ctc
 from fairseq.file_io import PathManager
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from fairseq.models.wav2vec import wav2vec2_asr
@@ -20,6 +22,7 @@ from d2v_plugin.fine_tuning.speech_settings import normalized_in_pretraining, ov
 from d2v_plugin.rebuild import check_modality, configuration
 
 MULTI = "data2vec_multi"
+WITHOUT = "leave it out, criterion.wer_kenlm_model=null, and score the trained model with `d2v eval-ctc --lexicon --lm`"
 
 
 def load_pretrained(path: str, arg_overrides: dict | None = None) -> dict[str, Any]:
@@ -80,6 +83,26 @@ def _pretraining(cfg: Any) -> tuple[DictConfig | None, str]:
     return configuration(state, cfg.w2v_path), f"model.w2v_path={cfg.w2v_path}"
 
 
+def _explain_language_model() -> None:
+    """fairseq's ``ctc`` decodes with a language model in validation through code that its packages do not install."""
+    original = ctc.CtcCriterion.__init__
+
+    def __init__(self, cfg, task, rdrop_alpha=0.0):
+        for key in ("wer_kenlm_model", "wer_lexicon"):
+            path = getattr(cfg, key) if cfg.wer_kenlm_model else None
+            if path and not os.path.isfile(path):
+                raise UserError(f"criterion.{key}={path} does not exist; correct the path, or {WITHOUT}")
+        try:
+            original(self, cfg, task, rdrop_alpha)
+        except (ImportError, NameError) as error:  # the second where its module is there without flashlight
+            if not cfg.wer_kenlm_model:
+                raise
+            needs = f"criterion.wer_kenlm_model needs a decoder that is not installed ({error})"
+            raise UserError(f"{needs}; {WITHOUT}") from error
+
+    ctc.CtcCriterion.__init__ = __init__
+
+
 def install() -> None:
     """Check the checkpoint and the settings where ``wav2vec2_asr`` uses them."""
     encoder = wav2vec2_asr.Wav2VecEncoder
@@ -99,4 +122,5 @@ def install() -> None:
             cfg.normalize = wanted
 
     encoder.__init__ = __init__
+    _explain_language_model()
     wav2vec2_asr.checkpoint_utils = ModuleView(checkpoint_utils, load_checkpoint_to_cpu=load_pretrained)

@@ -1,10 +1,13 @@
 """Every setting of fairseq's ``wav2vec_ctc`` has its effect on our models inside it, in both versions."""
 
+import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 import upstream
+from fairseq.criterions.ctc import CtcCriterion, CtcCriterionConfig
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import merge_with_parent
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig, Wav2VecCtc
@@ -341,3 +344,20 @@ def test_another_kind_of_checkpoint_is_one_line(checkpoints, tmp_path):
     torch.save(state, tmp_path / "mae.pt")
     with pytest.raises(UserError, match="holds a mae, which is not a pre-trained speech model"):
         ctc(tmp_path / "mae.pt")
+
+
+def test_a_language_model_in_validation_that_fairseq_cannot_use_is_one_line(tmp_path):
+    def refused(match, **files):
+        cfg = OmegaConf.structured(CtcCriterionConfig(sentence_avg=True, **files))
+        with pytest.raises(UserError, match=match) as caught:
+            CtcCriterion(cfg, SimpleNamespace(target_dictionary=Dictionary()))
+        assert "\n" not in str(caught.value) and "criterion.wer_kenlm_model=null" in str(caught.value)
+
+    register_plugin()
+    refused(r"criterion\.wer_kenlm_model=gone\.bin does not exist", wer_kenlm_model="gone.bin")
+    model, lexicon = tmp_path / "4gram.bin", tmp_path / "lexicon.txt"
+    model.touch(), lexicon.touch()
+    refused(r"wer_lexicon=gone\.txt does not exist", wer_kenlm_model=str(model), wer_lexicon="gone.txt")
+    with mock.patch.dict(sys.modules, {"examples.speech_recognition.w2l_decoder": None}):
+        files = {"wer_kenlm_model": str(model), "wer_lexicon": str(lexicon)}
+        refused("wer_kenlm_model needs a decoder that is not installed", **files)

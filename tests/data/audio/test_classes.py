@@ -138,6 +138,18 @@ def test_labels_of_audiosets_clips(audioset, tmp_path, capsys):
     assert (tmp_path / "other.lbl").read_bytes() == (tmp_path / "train.lbl").read_bytes()
 
 
+def test_labels_are_checked_beside_their_descriptors(audioset, tmp_path, capsys):
+    manifest = audioset.manifest()
+    (tmp_path / "labels.csv").rename(tmp_path / "label_descriptors.csv")
+    (tmp_path / "train.lbl").write_text("0\t1\t0,1\n0\t1\t1\n0\t1\t0\n")
+    check = ["manifest", "check", str(manifest), "--labels", "lbl"]
+    assert main(check) == 0
+    assert "labels      4, of 2 of 3 classes" in capsys.readouterr().out
+    (tmp_path / "train.lbl").write_text("0\t1\t0\n0\t1\t3\n0\t1\t0\n")
+    assert main(check) == 1
+    assert "train.lbl:2: class 3 is not among the 3 of" in capsys.readouterr().out
+
+
 def test_the_same_file_as_upstreams_script(audioset, tmp_path):
     """Upstream's script, run as a program, where recordings are named as it wants them."""
     import subprocess
