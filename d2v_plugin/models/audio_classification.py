@@ -46,7 +46,9 @@ class AudioClassificationModel(BaseFairseqModel):
     def _body(cfg):
         def adjust(model_cfg):
             apply_to(model_cfg, cfg)
-            if cfg.conv_feature_layers is not None:
+            if cfg.conv_feature_layers is not None and model_cfg.get("_name") == "data2vec_multi":
+                model_cfg.modalities.audio.feature_encoder_spec = cfg.conv_feature_layers
+            elif cfg.conv_feature_layers is not None:
                 model_cfg.conv_feature_layers = cfg.conv_feature_layers
 
         return load_body(

@@ -169,6 +169,29 @@ def test_a_fine_tuned_model_is_built_from_what_it_carries(checkpoints, version):
     assert torch.equal(again.eval()(**inputs)["losses"]["main"], model.eval()(**inputs)["losses"]["main"])
 
 
+@versions
+def test_other_convolutions_than_the_bodys(checkpoints, version):
+    fields = {"conv_feature_layers": "[(8, 20, 10)] + [(8, 4, 4)]", "no_pretrained_weights": True}
+    model = build(checkpoints[version], **fields)
+    assert losses(model, 1).isfinite().all()
+    strides = [m.stride[0] for m in model.d2v_model.modules() if isinstance(m, torch.nn.Conv1d)]
+    assert strides[:2] == [10, 4]
+    refused("do not fit the model", build, checkpoints[version], conv_feature_layers=fields["conv_feature_layers"])
+
+
+@versions
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["lin_softmax", "average_sigmoid", "proj_avg_proj", "cls"])
+def test_half_precision_stays_finite(checkpoints, version, dtype, mode):
+    fields = {"source_mixup": 0.3, "label_mixup": True, "gain_mode": "A_weighting", "apply_mask": True}
+    model = build(checkpoints[version], prediction_mode=mode, mask_prob=0.3, **fields).to(dtype)
+    inputs = batch()
+    result = model(inputs["source"].to(dtype), inputs["padding_mask"], inputs["label"].to(dtype))
+    loss = result["losses"]["main"].float().sum()
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 
