@@ -52,11 +52,12 @@ def divide(recipe: Recipe, gpus: int, most: float) -> Split:
     # twice as many passes are enough to come across a divisor or to show that there is none near
     for passes in range(fewest, 2 * fewest + 1):
         micro = min(max(round(recipe.batch / (gpus * passes)), row), int(most))
-        split = Split(gpus, passes, micro)
-        if split.keeps(recipe):
-            return split
-        found.append(split)
-    return min(found, key=lambda split: (abs(split.ratio(recipe) - 1), split.update_freq))
+        found.append(Split(gpus, passes, micro))
+    # rows can be as many as before; max_tokens is only the most that a batch may hold
+    counted = recipe.field == "dataset.batch_size"
+    exact = [split for split in found if counted and split.batch == recipe.batch]
+    kept = exact or [split for split in found if split.keeps(recipe)]
+    return kept[0] if kept else min(found, key=lambda split: (abs(split.ratio(recipe) - 1), split.update_freq))
 
 
 SHORTER = {"audio": "task.max_sample_size", "image": "task.input_size", "text": "task.tokens_per_sample"}
