@@ -16,6 +16,7 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
 EVENT = re.compile(r"\[(train_inner|valid)\]\[INFO\] - (\{.*\})")
+VALIDATION = re.compile(r"\[(valid|test)\]\[INFO\] - (\{.*\})")
 REFRESH_SECONDS = 10
 
 
@@ -104,19 +105,22 @@ class Command:
         return f"; the end of {_relative(self.log)}:\n" + "\n".join(self.log.read_text().splitlines()[-n:])
 
 
-def run_together(*commands):
+def run_together(*commands, at_once=None):
     """Print the command lines, run them side by side, and show progress until all have ended.
 
+    Args:
+        at_once: how many run at the same time; all, unless it is given.
     Raises:
         CommandFailed: the first that failed, once all have ended.
     """
     for command in commands:
         print(f"$ {command}", flush=True)
-    with ThreadPoolExecutor(len(commands)) as pool:
+    with ThreadPoolExecutor(at_once or len(commands)) as pool:
         running = [pool.submit(command.run) for command in commands]
         try:
             show_progress(commands, running)
         except BaseException:  # Ctrl-C or a kill: nothing may go on in the background
+            pool.shutdown(wait=False, cancel_futures=True)
             for command in commands:
                 command.stop()
             raise
@@ -132,7 +136,8 @@ def show_progress(commands, running):
     printed = None
     while running:
         running = wait(running, timeout=REFRESH_SECONDS).not_done
-        state = "; ".join(f"{c.name}: {c.progress}" for c in commands if c.log)
+        started = [c for c in commands if c.log and c.process is not None]
+        state = "; ".join(f"{c.name}: {c.progress}" for c in started if c.process.poll() is None)
         if state and state != printed:
             print(f"  {state}", flush=True)
             printed = state
@@ -144,6 +149,16 @@ def training(name, out, data, config, updates, threads, *overrides, resume=False
     words += [f"task.data={shown(data)}", f"checkpoint.save_dir={shown(out / name)}"]
     words += [f"optimization.max_update={updates}", *(shown(o) for o in overrides)]
     return Command(name, words, out / name / "train.log", threads, updates, None if resume else out / name)
+
+
+def held_out(log, measure):
+    """``measure`` on the test part when it was best on the validation part, out of a training's log."""
+    found = {"valid": {}, "test": {}}
+    for subset, record in VALIDATION.findall(log.read_text()):
+        values = json.loads(record)
+        found[subset][values[f"{subset}_num_updates"]] = float(values[f"{subset}_{measure}"])
+    chosen = max(found["valid"], key=found["valid"].get)
+    return found["test"][chosen]
 
 
 def shown(path):

@@ -44,11 +44,16 @@ class Stages:
                 remove(self.out / name)
         self._keep([command])
 
-    def step(self, title, *commands):
-        """Run ``commands`` side by side, unless all of them are recorded as done."""
+    def step(self, title, *commands, at_once=None, name=None):
+        """Run ``commands`` side by side, unless all of them are recorded as done.
+
+        Args:
+            at_once: how many run at the same time; all, unless it is given.
+            name: of all of them together in the table of seconds; without it each has a row.
+        """
         found = self._find(commands)
         if found is None:
-            self._run(title, commands)
+            self._run(title, commands, at_once, name)
             self._keep(commands)
             return
         print(f"\n== {title}: done before, {found['wall']:.0f} s", flush=True)
@@ -56,30 +61,35 @@ class Stages:
         self.wall += found["wall"]
 
     def finish(self, write_table):
-        """Write ``results.json`` and, made by ``write_table(results)``, ``results.md``; print the table."""
+        """Write ``results.json`` and, made by ``write_table(results)``, ``results.md``; print the table.
+
+        Returns:
+            ``results``.
+        """
         self.results["seconds"]["total"] = self.wall
         (self.out / "results.json").write_text(json.dumps(self.results, indent=2) + "\n")
         text = write_table(self.results)
         (self.out / "results.md").write_text(text)
         print(f"\n{text}\nLogs, checkpoints and pictures are in {self.out}")
+        return self.results
 
-    def _run(self, title, commands):
+    def _run(self, title, commands, at_once=None, name=None):
         print(f"\n== {title}", flush=True)
         start = time.monotonic()
-        run_together(*commands)
+        run_together(*commands, at_once=at_once)
         self._last = time.monotonic() - start
         self.wall += self._last
-        self.results["seconds"] |= {command.name: command.seconds for command in commands}
+        self._seconds = {name: self._last} if name else {command.name: command.seconds for command in commands}
+        self.results["seconds"] |= self._seconds
 
     def _find(self, commands):
         lines = [str(command) for command in commands]
         return next((stage for stage in self._done if stage["lines"] == lines), None)
 
     def _keep(self, commands):
-        seconds = {command.name: command.seconds for command in commands}
         lines = [str(command) for command in commands]
         self._done = [stage for stage in self._done if stage["lines"] != lines]
-        self._done.append({"lines": lines, "seconds": seconds, "wall": self._last})
+        self._done.append({"lines": lines, "seconds": self._seconds, "wall": self._last})
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / RECORD).write_text(json.dumps(self._done, indent=1) + "\n")
 

@@ -5,6 +5,7 @@ What a command would leave behind is written instead, made of the same dataclass
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import pytest
@@ -49,7 +50,7 @@ class Pretend:
     def __init__(self):
         self.commands = []
 
-    def __call__(self, *commands):
+    def __call__(self, *commands, at_once=None):
         for command in commands:
             words = [str(word) for word in command.words]
             self.commands.append((command.name, words))
@@ -85,7 +86,14 @@ class Pretend:
             (out / f"checkpoint_{kind}.pt").touch()
         rates = [0.5, RATES.get(name, 1.0), RATES.get(name, 1.0)]
         records = [json.dumps({"ups": str(rate), "num_updates": "1", "loss": "1"}) for rate in rates]
-        (out / "train.log").write_text("".join(f"[time][train_inner][INFO] - {record}\n" for record in records))
+        lines = [f"[time][train_inner][INFO] - {record}\n" for record in records]
+        # validation chooses the first, where the test part is at 70 (scratch: 60), not the last or the best of test
+        test = 60.0 if any("no_pretrained_weights=true" in word for word in overrides) else 70.0
+        for update, valid, held_out in ((100, 91.0, test), (200, 90.0, 95.0)):
+            for subset, accuracy in (("valid", valid), ("test", held_out)):
+                record = json.dumps({f"{subset}_num_updates": str(update), f"{subset}_accuracy": str(accuracy)})
+                lines.append(f"[time][{subset}][INFO] - {record}\n")
+        (out / "train.log").write_text("".join(lines))
 
     def d2v(self, words):
         args = build_parser().parse_args(words[1:])
@@ -124,27 +132,36 @@ def _plain(found):
 
 def test_images(demo, tmp_path):
     commands = demo("vision", "--out", tmp_path, "--updates", 7)
-    assert [name for name, _ in commands] == ["prepare", "pretrain", "probe", "curves", "masks"]
+    names = [name for name, _ in commands]
+    fine_tuned = [f"{start}_train_{n}_{d}" for n in (10, 100) for d in (1, 2, 3) for start in ("pretrained", "scratch")]
+    fine_tuned += ["pretrained_train", "scratch_train"]
+    assert names == ["prepare", "pretrain", "probe", *fine_tuned, "curves", "masks"]
     assert "optimization.max_update=7" in commands[1][1]
     assert sum(word.endswith(".png") for word in commands[-1][1]) == 4
     table = (tmp_path / "results.md").read_text()
     assert "| pre-trained, layer 4 | 90.0 % | 95.0 +- 1.0 % | 70.0 % |" in table
     assert "| raw pixels | 80.0 % | 85.0 +- 2.0 % | 60.0 % |" in table and "| test | 3 |" in table
+    assert "| 100 | 70.0 +- 0.0 % | 60.0 +- 0.0 % |" in table and "| all 1,278 | 70.0 % | 60.0 % |" in table
+    assert json.loads((tmp_path / "results.json").read_text())["seconds"].keys() >= {"fine-tune, 10 labels", "total"}
 
 
 def test_text(demo, tmp_path):
     commands = demo("text", "--out", tmp_path)
-    assert [name for name, _ in commands] == ["prepare", "build", "pretrain", "probe", "curves", "masks"]
+    fine_tuned = [f"{start}_{labels}" for labels in ("400", "all") for start in ("pretrained", "scratch")]
+    names = [name for name, _ in commands]
+    assert names == ["prepare", "build", "pretrain", "probe", "label", *fine_tuned, "curves", "masks"]
     table = (tmp_path / "results.md").read_text()
     assert "part of speech of words it was not fitted on: 4 labels, 20 passages" in table
     assert "| bag of pieces | 50.0 +- 2.0 % |  |" in table
     assert "| layer 3 | 80.0 +- 1.0 % | 80.0 +- 1.0 % |" in table
+    assert "| 400 | 70.0 % | 60.0 % |" in table
 
 
 def test_own_text_has_a_folder_of_its_own(demo, tmp_path):
     (tmp_path / "own.txt").write_text("text")
     commands = demo("text", "--out", tmp_path / "out", "--data", tmp_path / "own.txt")
     assert commands[0][1][-2:] == ["--data", str(tmp_path / "own.txt")]
+    assert "label" not in dict(commands)
 
 
 def test_both_versions_get_the_same_minutes(demo, tmp_path):
@@ -174,7 +191,22 @@ def test_speech(demo, tmp_path):
     assert "| 1 | 0.500 | 0.500 |" in (tmp_path / "results.md").read_text()
 
 
+def test_all_that_fine_tune_end_in_one_table(demo, tmp_path, capsys):
+    """Those that ended are taken as they are, until the table is there."""
+    demo("vision", "--out", tmp_path / "vision")
+    commands = [name for name, _ in demo("all", "--out", tmp_path)]
+    assert commands.count("pretrain") == 2 and "done before" in capsys.readouterr().out
+    rows = (tmp_path / "table.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| images: handwritten digits"] * 3 + [
+        "| text: part of speech in Jane Austen's novels"
+    ] * 2
+    assert rows[1].endswith("| 100 | accuracy | 70.0 +- 0.0 % | 60.0 +- 0.0 % |")
+    for name in ("vision", "text", "speech"):
+        shutil.rmtree(tmp_path / name)
+    assert [name for name, _ in demo("all", "--out", tmp_path)].count("pretrain") == 3
+
+
 def test_an_unknown_demo_names_those_there_are(demo, capsys):
     with pytest.raises(SystemExit):
         demo("smell")
-    assert "choose from speech, speech2, vision, text" in capsys.readouterr().err.replace("'", "")
+    assert "choose from speech, speech2, vision, text, all" in capsys.readouterr().err.replace("'", "")

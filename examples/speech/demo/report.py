@@ -26,6 +26,14 @@ def write_table(results):
     return "\n".join(parts)
 
 
+def compared(results):
+    """Rows of the table over all demos: data, labels, measure, from the pre-trained model, from scratch."""
+    if "finetune" not in results:
+        return []
+    errors = (f"{results[run]['cer']:.1f} %" for run in RUNS)
+    return [("speech: prompts", f"{results['data']['train']['minutes']:.0f} minutes", "character error", *errors)]
+
+
 def describe_data(data):
     """Recordings and minutes of each part, as a table."""
     rows = [(s, d["recordings"], f"{d['minutes']:.1f}") for s, d in data.items() if d]

@@ -5,8 +5,10 @@ import json
 from commands import ROOT, Command, shown, training
 from full import FULL_UPDATES, run_full
 from parts import CONFIGS, describe_splits, preparing, probing, scoring, spectrogram
-from report import write_table
+from report import compared, write_table
 from stages import Stages
+
+__all__ = ["HELP", "add_arguments", "compared", "run"]
 
 HELP = "recorded speech: pre-train (data2vec 1.0), fine-tune with CTC, score, draw"
 UPDATES = (2000, 2400)  # pre-training, CTC
@@ -25,9 +27,8 @@ def run(args, out=None):
     if args.full and args.data:
         raise SystemExit("--full compares on the telephone prompts; leave --data out")
     if args.full:
-        run_full(out, args.updates or FULL_UPDATES)
-    else:
-        Demo(out, args.updates or UPDATES).run(args.data)
+        return run_full(out, args.updates or FULL_UPDATES)
+    return Demo(out, args.updates or UPDATES).run(args.data)
 
 
 class Demo:
@@ -52,7 +53,7 @@ class Demo:
             self.score()
         self.probe(labelled)
         self.draw(labelled)
-        self.stages.finish(write_table)
+        return self.stages.finish(write_table)
 
     def pretrain(self):
         config = CONFIGS / "demo_pretrain.yaml"

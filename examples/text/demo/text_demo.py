@@ -1,17 +1,22 @@
-"""Pre-trains data2vec 2.0 on English prose and asks what its frozen features know of words and sentences."""
+"""Pre-trains data2vec 2.0 on English prose, and asks what that is worth: frozen, and fine-tuned."""
 
 import json
 from pathlib import Path
 
-from commands import ROOT, Command, shown, training
+from commands import ROOT, Command, held_out, shown, training
 from stages import Stages
 from tables import seconds_table, table
 
-HELP = "English prose: pre-train (data2vec 2.0), probe words and sentences, draw"
+HELP = "English prose: pre-train (data2vec 2.0), probe words and sentences, fine-tune, draw"
 UPDATES = 2000
 VOCABULARY = 4000  # sentencepiece pieces
 CONFIG = ROOT / "examples" / "text" / "demo_prose.yaml"
+FINE_TUNING = ROOT / "examples" / "text" / "finetune_demo.yaml"
+LABELS = ("400", "all")
+FINE_TUNING_UPDATES = 300
+STARTS = {"pretrained": "from the pre-trained model", "scratch": "from scratch"}
 PROBES = {"word_class": "part of speech of words it was not fitted on", "speech": "spoken or told"}
+STALE = ("data", "pretrain", "labelled", "finetune", "pictures")
 
 
 def add_arguments(parser):
@@ -26,7 +31,7 @@ def run(args, out=None):
     prose, data = out / "prose", out / "data"
     words = ["python", "examples/text/prepare_prose.py", "--dest", prose]
     words += ["--data", Path(args.data).resolve()] if args.data else []
-    stages.prepare("Prose, and what it will be probed for", Command("prepare", words), "data", "pretrain", "pictures")
+    stages.prepare("Prose, and what it will be probed for", Command("prepare", words), *STALE)
     stages.step("Raw text to tokens", building(prose, data))
     command = training("pretrain", out, data, CONFIG, args.updates or UPDATES, threads=2)
     stages.step("Pre-training: data2vec 2.0, no labels", command)
@@ -34,15 +39,51 @@ def run(args, out=None):
     title = "What it learned: frozen features against the untrained network and a bag of pieces"
     stages.step(title, probing(checkpoint, prose, data, out / "probe.json"))
     stages.results["probe"] = json.loads((out / "probe.json").read_text())
+    if not args.data:  # own text may hold too few words that can be labelled
+        fine_tune(stages, out, prose, data, checkpoint)
     for command in drawing(out, data, checkpoint):
         stages.step(f"Picture: {command.name}", command)
-    stages.finish(write_table)
+    return stages.finish(write_table)
 
 
 def building(prose, data):
     """Trains the sentencepiece model and binarises both parts; it refuses a folder that is there."""
     words = ["d2v", "text", "build", prose / "train", "--valid", prose / "valid", "--dest", data]
     return Command("build", [*words, "--vocab-size", str(VOCABULARY)], writes=data)
+
+
+def fine_tune(stages, out, prose, data, checkpoint):
+    """Labels words of the prose, trains on them from ``checkpoint`` and from scratch, and keeps the scores."""
+    labelled = out / "labelled"
+    # it refuses a folder that is there
+    command = Command("label", labelling(prose, data, labelled), writes=labelled)
+    stages.step("Labels: the part of speech of a word in its passage", command)
+    for labels in LABELS:
+        title = f"Fine-tuning on {labels} labels: from that checkpoint and, with the same budget, from scratch"
+        runs = fine_tuning(out / "finetune", labelled / labels, checkpoint)
+        stages.step(title, *runs, name=f"fine-tune, {labels} labels")
+    stages.results["finetune"] = [fine_tuned(out / "finetune", labels) for labels in LABELS]
+
+
+def labelling(prose, data, dest):
+    words = ["python", "examples/text/prepare_labelled.py", prose / "probes" / "word_class.tsv", "--data", data]
+    return [*words, "--dest", dest, "--labels", *(labels for labels in LABELS if labels != "all")]
+
+
+def fine_tuning(out, data, checkpoint):
+    """Trainings from ``checkpoint`` and from scratch on the labels in ``data``, side by side."""
+    start = f"model.model_path={checkpoint}"
+    extra = {"pretrained": [], "scratch": ["model.no_pretrained_weights=true"]}
+    return [
+        training(f"{name}_{data.name}", out, data, FINE_TUNING, FINE_TUNING_UPDATES, 1, start, *more)
+        for name, more in extra.items()
+    ]
+
+
+def fine_tuned(out, labels):
+    """``{"labels", start: accuracy in percent}``."""
+    scores = {start: held_out(out / f"{start}_{labels}" / "train.log", "accuracy") for start in STARTS}
+    return {"labels": labels, **scores}
 
 
 def probing(checkpoint, prose, data, out):
@@ -65,7 +106,20 @@ def drawing(out, data, checkpoint):
 def write_table(results):
     """``results`` as Markdown."""
     parts = [_probe(*pair) for pair in zip(results["probe"]["trained"], results["probe"]["untrained"], strict=True)]
+    if "finetune" in results:
+        header = ("labels: part of speech of words not among them", *(f"accuracy {what}" for what in STARTS.values()))
+        parts.append(table(header, [(scores["labels"], *_accuracies(scores)) for scores in results["finetune"]]))
     return "\n".join([*parts, seconds_table(results["seconds"])])
+
+
+def compared(results):
+    """Rows of the table over all demos: data, labels, measure, from the pre-trained model, from scratch."""
+    name = "text: part of speech in Jane Austen's novels"
+    return [(name, scores["labels"], "accuracy", *_accuracies(scores)) for scores in results["finetune"]]
+
+
+def _accuracies(scores):
+    return [f"{scores[start]:.1f} %" for start in STARTS]
 
 
 def _probe(trained, untrained):
