@@ -105,10 +105,9 @@ def test_1_0_trains_two_steps_as_upstreams_readme_says(path, whose, data, checkp
     assert_started_from(state, start, 1)
 
 
-@pytest.mark.parametrize("whose", ["ours", "upstream"])
 @pytest.mark.parametrize("path", OURS_V1, ids=lambda path: path.stem)
-def test_1_0_trains_two_steps_with_our_file(path, whose, data, checkpoints, tmp_path):
-    start = checkpoints(1, whose)
+def test_1_0_trains_two_steps_with_our_file_from_upstreams_checkpoint(path, data, checkpoints, tmp_path):
+    start = checkpoints(1, "upstream")
     state = trained(path, data, tmp_path, start, **KEPT)
     assert state["cfg"]["model"]["_name"] == "data2vec_text"
     assert not any("_ema" in key for key in state["model"])
