@@ -47,6 +47,6 @@ def print_model(loaded: "LoadedModel", max_seconds: float) -> None:
     print(loaded.describe())
     if loaded.padding_changes_results and max_seconds:
         print(
-            "note: this extractor normalises over time, so padding moves its numbers a little; "
+            "note: this model sees the padding of a batch, which moves the numbers next to it; "
             "--max-seconds 0 takes one recording at a time"
         )

@@ -19,6 +19,7 @@ from torch import nn
 from d2v_plugin.checkpoints import read_checkpoint
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval.networks import MultiNetwork, Network
+from d2v_plugin.modules.conv_blocks import ConvNormGelu
 from d2v_plugin.rebuild import built, check_modality, configuration, load_weights, quiet_fairseq
 
 CTC = "ctc"
@@ -80,8 +81,10 @@ class LoadedModel:
 
     @property
     def padding_changes_results(self) -> bool:
-        """True when the extractor normalises over time (``extractor_mode: default``), padding included."""
-        return any(isinstance(module, nn.GroupNorm) for module in self.network.extractor.modules())
+        """True when the extractor normalises over time (``extractor_mode: default``), padding included, or when several
+        positional convolutions, or those of 2.0, carry what they make of padding into the last frames."""
+        seeing = (nn.GroupNorm, ConvNormGelu)
+        return any(isinstance(module, seeing) for module in self.encoder.modules())
 
     def describe(self) -> str:
         """One line for the screen."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from d2v_plugin.checkpoints import read_checkpoint
 from d2v_plugin.errors import UserError
+from d2v_plugin.fine_tuning.speech_settings import normalized_in_pretraining
 from d2v_plugin.rebuild import built, check_modality, configuration, load_weights
 
 # of a configuration: what a model is built from, and the parts that its fields may refer to
@@ -103,12 +104,10 @@ def load_body(
 
 
 def _check_normalization(cfg, normalize: bool, where: str) -> None:
-    """fairseq keeps the setting with the task, older files with the model."""
-    trained = cfg.task.get("normalize", cfg.model.get("normalize"))
-    if trained is not None and bool(trained) != bool(normalize):
+    trained = normalized_in_pretraining(cfg)
+    if trained is not None and trained != bool(normalize):
         raise UserError(
-            f"task.normalize={normalize} and {where} was pre-trained with {bool(trained)}; "
-            f"set task.normalize={bool(trained)}"
+            f"task.normalize={normalize} and {where} was pre-trained with {trained}; set task.normalize={trained}"
         )
 
 

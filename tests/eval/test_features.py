@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_speech import write_ctc, write_pretrained, write_wav2vec2
+from tiny_speech import write_ctc, write_multi, write_pretrained, write_wav2vec2
 
 from d2v_plugin.cli.main import main
 from d2v_plugin.errors import UserError
@@ -34,9 +34,10 @@ def test_batch_equals_single(tmp_path, corpus, norm_first):
             torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-5)
 
 
-def test_group_norm_extractor_is_announced(tmp_path, corpus):
+def test_models_that_see_padding_are_announced(tmp_path, corpus):
     assert load_model(write_pretrained(tmp_path / "g.pt", mode="default")).padding_changes_results
     assert not load_model(write_pretrained(tmp_path / "l.pt")).padding_changes_results
+    assert load_model(write_multi(tmp_path / "m.pt")).padding_changes_results
 
 
 def test_layer_numbering(corpus, pretrained):
