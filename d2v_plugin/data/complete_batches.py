@@ -1,6 +1,7 @@
-"""Batches that leave nothing out."""
+"""Batches that leave nothing out, for every task that fine-tunes: labels are few, and scores are of whole sets."""
 
 import numpy as np
+from fairseq.data import BaseWrapperDataset
 
 
 def complete_batches(dataset, indices, max_tokens=None, max_sentences=None, multiple=1) -> list[np.ndarray]:
@@ -13,3 +14,10 @@ def complete_batches(dataset, indices, max_tokens=None, max_sentences=None, mult
     batches = list(dataset.batch_by_size(indices, max_tokens, max_sentences, multiple))
     rest = indices[sum(map(len, batches)) :]
     return batches + list(dataset.batch_by_size(rest, max_tokens, max_sentences, 1)) if len(rest) else batches
+
+
+class CompleteBatches(BaseWrapperDataset):
+    """A data set as it is, but for its batches."""
+
+    def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
+        return complete_batches(self.dataset, indices, max_tokens, max_sentences, required_batch_size_multiple)

@@ -10,6 +10,7 @@ from fairseq.data import Dictionary
 from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 
+from d2v_plugin.data.complete_batches import CompleteBatches
 from d2v_plugin.data.text.binary import TokenFile, exists, open_tokens
 from d2v_plugin.data.text.pieces import EOS, SPECIALS, read_symbols
 from d2v_plugin.data.text.symbols import check_symbols, symbols_dictionary
@@ -48,8 +49,9 @@ class D2VSentencePredictionTask(SentencePredictionTask):
     """One or two sentences, ``<s> a </s>`` or ``<s> a </s> </s> b </s>``, and a label, out of ``<data>/input0``,
     ``<data>/input1`` and ``<data>/label``, as fairseq-preprocess or ``d2v glue prepare`` wrote them.
 
-    Differs from fairseq's task in that mistakes are one line, and that a checkpoint carries its dictionary and labels,
-    so that it loads without the folder it was trained on.
+    Differs from fairseq's task in that mistakes are one line, that no sample is left out, whatever multiple batches are
+    to be of, and that a checkpoint carries its dictionary and labels, so that it loads without the folder it was
+    trained on.
     """
 
     cfg: D2VSentencePredictionConfig
@@ -130,13 +132,14 @@ class D2VSentencePredictionTask(SentencePredictionTask):
     # -- data ------------------------------------------------------------------------------------
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs):
-        """fairseq's, after a look at the files.
+        """fairseq's, after a look at the files, in batches that leave no sample out.
 
         Raises:
             UserError: files are missing, broken, of unequal length or of other labels.
         """
         self.check_split(split)
-        return super().load_dataset(split, combine, **kwargs)
+        self.datasets[split] = CompleteBatches(super().load_dataset(split, combine, **kwargs))
+        return self.datasets[split]
 
     def check_split(self, split: str) -> None:
         """Refuse files of a split that do not go together."""

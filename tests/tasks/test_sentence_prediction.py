@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_glue
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, tasks
 from fairseq_cli import validate
 from tiny_training import ROOT, resolved, train
 
@@ -111,7 +111,6 @@ def validated(path: Path, data: Path) -> dict:
     parser = options.get_validation_parser()
     names = ["--task", "d2v_sentence_prediction", "--criterion", "d2v_sentence_prediction", "--cpu"]
     arguments = [str(data), *names, "--path", str(path), "--valid-subset", "valid", "--batch-size", "4"]
-    arguments += ["--required-batch-size-multiple", "1"]
     printed = {}
     args = options.parse_args_and_arch(parser, arguments)
     with pytest.MonkeyPatch.context() as patch:
@@ -119,6 +118,20 @@ def validated(path: Path, data: Path) -> dict:
         args.log_format = "simple"
         validate.main(args)
     return printed
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_no_sample_is_left_out(split, glue, ours, tmp_path):
+    """fairseq-validate asks for batches of a multiple of 8, and fairseq leaves out what is over."""
+    cfg = resolved(tiny_glue.small_run(GLUE / "sts_b.yaml", glue, tmp_path, pretrained=ours))
+    task = tasks.setup_task(cfg.task)
+    task.load_dataset(split)
+    dataset, found = task.dataset(split), []
+    for batch in task.get_batch_iterator(dataset, max_sentences=16, required_batch_size_multiple=8).next_epoch_itr():
+        assert len(batch["id"]) == len(batch["target"]) == batch["nsentences"] <= 16
+        found += batch["id"].tolist()
+    assert len(dataset) % 8
+    assert sorted(found) == list(range(len(dataset)))
 
 
 def test_fairseqs_own_task_and_criterion_drive_the_model(glue, pretrained, tmp_path, records):
@@ -142,8 +155,6 @@ def test_random_weights_where_asked_for(glue, ours, tmp_path):
 
 
 def build(cfg):
-    from fairseq import tasks
-
     return tasks.setup_task(cfg.task).build_model(cfg.model)
 
 

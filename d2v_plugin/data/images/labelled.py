@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from d2v_plugin.data.complete_batches import complete_batches
 from d2v_plugin.data.images.dataset import ImageDataset
 from d2v_plugin.data.images.folder import class_names
 from d2v_plugin.data.images.index import ImageIndex
@@ -28,12 +29,7 @@ class LabelledImageDataset(ImageDataset):
         self.label_key = label_key
 
     def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
-        """As fairseq's; in validation whole batches or not, every image counts.
-
-        fairseq leaves out what is over a multiple in the last batch: of 54 images 6, with its default of 8.
-        """
-        multiple = required_batch_size_multiple if self.training else 1
-        return super().batch_by_size(indices, max_tokens, max_sentences, multiple)
+        return complete_batches(super(), indices, max_tokens, max_sentences, required_batch_size_multiple)
 
     def collater(self, samples: list[dict]) -> dict:
         """As ``ImageDataset``'s, with (B,) int64 under ``net_input[label_key]``."""
