@@ -2,27 +2,23 @@
 
 import dataclasses
 import logging
-import sys
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
-from fairseq.tasks import FairseqTask
-from omegaconf import II, MISSING
+from omegaconf import II
 
-from d2v_plugin.data.images.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, BatchAugment
 from d2v_plugin.data.images.erase import RandomErase
 from d2v_plugin.data.images.geometry import CropRule
-from d2v_plugin.data.images.io import MAX_PIXELS
 from d2v_plugin.data.images.labelled import LabelledImageDataset, numbered, train_classes
 from d2v_plugin.data.images.randaugment import RandAugment
 from d2v_plugin.data.images.source import find_images
 from d2v_plugin.errors import UserError
 from d2v_plugin.ranges import check_shares
-from d2v_plugin.tasks._bad_file_reports import BadFileReports
-from d2v_plugin.tasks._fields import check_data, check_max_bad_files, elsewhere, train_subset
+from d2v_plugin.tasks._fields import check_data, elsewhere, train_subset
+from d2v_plugin.tasks._image_task import ImageFields, ImageTask, check_image_fields
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +31,8 @@ ACCURACIES = {"_correct1": "accuracy", "_correct5": "top5"}
 
 
 @dataclass
-class ImageClassificationFields(FairseqDataclass):
-    """Upstream's fields of both tasks, and ours from ``dataset_type`` on."""
-
-    data: str = field(default=MISSING, metadata={"help": "folder that holds the splits"})
-    input_size: int = field(default=224, metadata={"help": "side of the square the model sees, pixels"})
-    local_cache_path: Optional[str] = field(
-        default=None,
-        metadata={"help": "folder on a fast disk that images are copied to; slurm_tmpdir means $SLURM_TMPDIR"},
-    )
-    rebuild_batches: bool = True
-    normalization_mean: List[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
-    normalization_std: List[float] = field(default_factory=lambda: list(IMAGENET_STD))
+class ImageClassificationFields(ImageFields):
+    """Of upstream's are ``data``, ``input_size``, ``local_cache_path``, ``rebuild_batches`` and the normalisation."""
 
     dataset_type: str = field(
         default="imagefolder",
@@ -68,24 +54,13 @@ class ImageClassificationFields(FairseqDataclass):
         default="rand-m9-mstd0.5-inc1", metadata={"help": "RandAugment's policy in timm's spelling; '' for none"}
     )
     random_erase: float = field(default=0.25, metadata={"help": "how many images get a rectangle of noise"})
-    max_bad_files: int = field(
-        default=100,
-        metadata={
-            "help": "how many unusable images are skipped before training stops, per process and data split; "
-            "0 stops at the first, -1 never stops"
-        },
-    )
-    max_image_pixels: int = field(default=MAX_PIXELS, metadata={"help": "larger images are skipped as unusable"})
-    exif_orientation: bool = field(default=False, metadata={"help": "turn images as their camera noted"})
-    seed: int = II("common.seed")
-    train_subset: str = II("dataset.train_subset")
     # for check_optimizer
     optimizer: Any = II("optimizer._name")
     fp16: bool = II("common.fp16")
     fp16_no_flatten_grads: bool = II("common.fp16_no_flatten_grads")
 
 
-class ImageClassification(BadFileReports, FairseqTask):
+class ImageClassification(ImageTask):
     """Batches of labelled images, augmented in training, and accuracies in validation.
 
     Differs from upstream's tasks in that unusable images are skipped and counted, tar shards are read, classes keep
@@ -97,23 +72,14 @@ class ImageClassification(BadFileReports, FairseqTask):
     shift_up_to = 0  # up to this input_size images are shifted and not cropped
 
     def __init__(self, cfg):
-        super().__init__(cfg)
         check_fields(cfg)
-        self.num_classes: int | None = None
-        policy = RandAugment.parse(cfg.auto_augment) if cfg.auto_augment else None
-        config = AugmentConfig(
-            mean=tuple(cfg.normalization_mean),
-            std=tuple(cfg.normalization_std),
+        super().__init__(
+            cfg,
             flip=cfg.horizontal_flip,
-            randaugment=policy,
+            randaugment=RandAugment.parse(cfg.auto_augment) if cfg.auto_augment else None,
             erase=RandomErase(cfg.random_erase) if cfg.random_erase else None,
         )
-        self.augment = BatchAugment(config, cfg.seed)
-        self.start_reports()
-
-    @classmethod
-    def setup_task(cls, cfg, **kwargs):
-        return cls(cfg)
+        self.num_classes: int | None = None
 
     def build_model(self, model_cfg, from_checkpoint=False):
         """The model; ``model_cfg`` then holds the configuration of pre-training, which checkpoints carry along."""
@@ -144,11 +110,7 @@ class ImageClassification(BadFileReports, FairseqTask):
             key=self.image_key,
             label_key=self.label_key,
             training=training,
-            seed=cfg.seed,
-            max_bad_files=cfg.max_bad_files,
-            max_pixels=cfg.max_image_pixels,
-            orient=cfg.exif_orientation,
-            local_cache_path=cfg.local_cache_path,
+            **self.dataset_options(cfg),
         )
         logger.info("%s: %s, %d classes", split, dataset.rule, len(set(labels.tolist())))
         self.datasets[split] = self.counted[split] = dataset
@@ -208,28 +170,14 @@ class ImageClassification(BadFileReports, FairseqTask):
 
     # -- steps -----------------------------------------------------------------------------------
 
-    def train_step(self, sample, model, *args, **kwargs):
-        return super().train_step(self.on_device(sample, model, training=True), model, *args, **kwargs)
-
-    def valid_step(self, sample, model, *args, **kwargs):
-        return super().valid_step(self.on_device(sample, model, training=False), model, *args, **kwargs)
-
-    def on_device(self, sample: dict, model: torch.nn.Module, training: bool) -> dict:
-        """The batch as the model takes it: augmented, normalised, mixed, in its precision. ``sample`` stays as it is.
-
-        fairseq may use a sample again, as a stand-in for an empty batch and when it looks for NaN.
-        """
-        net_input = dict(sample["net_input"])
-        images, labels = net_input[self.image_key], net_input[self.label_key]
-        dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    def finished(self, sample: dict, dtype: torch.dtype, training: bool) -> dict:
+        images, labels = sample["net_input"][self.image_key], sample["net_input"][self.label_key]
         if not training:
-            images = self.augment.plain(images, dtype)
-        else:
-            images, _ = self.augment(images, sample["ids"], sample["epoch"], dtype)
-            if self.augment.config.mixing is not None:
-                images, labels = self.augment.mix(images, labels, sample["ids"], sample["epoch"])
-        net_input.update({self.image_key: images, self.label_key: labels})
-        return {**sample, "net_input": net_input}
+            return {self.image_key: self.augment.plain(images, dtype)}
+        images, _ = self.augment(images, sample["ids"], sample["epoch"], dtype)
+        if self.augment.config.mixing is not None:
+            images, labels = self.augment.mix(images, labels, sample["ids"], sample["epoch"])
+        return {self.image_key: images, self.label_key: labels}
 
     def reduce_metrics(self, logging_outputs, criterion):
         """``accuracy`` and ``top5`` in percent, from counts over all batches and processes."""
@@ -240,17 +188,6 @@ class ImageClassification(BadFileReports, FairseqTask):
         for count, name in ACCURACIES.items():
             metrics.log_scalar_sum(count, sum(log.get(count, 0) for log in logging_outputs))
             metrics.log_derived(name, _percent(count))
-
-    @property
-    def source_dictionary(self):
-        return None
-
-    @property
-    def target_dictionary(self):
-        return None
-
-    def max_positions(self):
-        return sys.maxsize, sys.maxsize
 
 
 def _percent(count: str):
@@ -267,20 +204,12 @@ def check_fields(cfg) -> None:
         UserError: one line that names the field and what to change.
     """
     check_data(cfg, "that holds the splits", "images")
-    if cfg.input_size <= 0:
-        raise UserError(f"task.input_size must be positive, got {cfg.input_size}; 224 is usual")
+    check_image_fields(cfg)
     for name, known in (("dataset_type", KINDS), ("crop", CROPS)):
         value = getattr(cfg, name)
         if value not in known and not (name == "crop" and value is None):
             raise UserError(f"task.{name} must be one of {', '.join(known)}, got {value!r}")
     check_shares("task", cfg, ("horizontal_flip", "random_erase"))
-    check_max_bad_files(cfg)
-    if cfg.max_image_pixels <= 0:
-        raise UserError(f"task.max_image_pixels must be positive, got {cfg.max_image_pixels}")
-    for name, values in (("mean", cfg.normalization_mean), ("std", cfg.normalization_std)):
-        if len(values) != 3 or (name == "std" and min(values) <= 0):
-            positive = "positive " if name == "std" else ""
-            raise UserError(f"task.normalization_{name} must be three {positive}numbers, got {list(values)}")
 
 
 def check_optimizer(cfg, model: torch.nn.Module) -> None:

@@ -1,7 +1,6 @@
 """Task ``multimodal_pretraining``: audio, images and text in turn, in one training of one model."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import List, Optional
@@ -16,6 +15,7 @@ from d2v_plugin.data.mixture import ModalityBatches, ModalityMixture
 from d2v_plugin.errors import UserError
 from d2v_plugin.tasks._bad_file_reports import log_bad_files
 from d2v_plugin.tasks._fields import elsewhere, train_subset
+from d2v_plugin.tasks._finished_on_device import FinishedOnDevice
 from d2v_plugin.tasks.audio_pretraining import D2VAudioPretrainingConfig, D2VAudioPretrainingTask
 from d2v_plugin.tasks.mae_image_pretraining import MaeImagePretrainingConfig, MaeImagePretrainingTask
 from d2v_plugin.tasks.masked_lm import D2VMaskedLMConfig, D2VMaskedLMTask
@@ -60,7 +60,7 @@ class MultimodalPretrainingConfig(FairseqDataclass):
 
 
 @register_task("multimodal_pretraining", dataclass=MultimodalPretrainingConfig)
-class MultimodalPretrainingTask(FairseqTask):
+class MultimodalPretrainingTask(FinishedOnDevice, FairseqTask):
     """Every update sees one modality, named in ``net_input["mode"]``; its own task makes the batch.
 
     A ratio of 2 brings each batch twice in an epoch, with the same crops and masks both times.
@@ -162,12 +162,6 @@ class MultimodalPretrainingTask(FairseqTask):
             skip_remainder_batch=skip_remainder_batch,
         )
 
-    def train_step(self, sample, model, *args, **kwargs):
-        return super().train_step(self.on_device(sample, model, training=True), model, *args, **kwargs)
-
-    def valid_step(self, sample, model, *args, **kwargs):
-        return super().valid_step(self.on_device(sample, model, training=False), model, *args, **kwargs)
-
     def on_device(self, sample: dict, model: torch.nn.Module, training: bool) -> dict:
         """The batch as the model takes it: images are augmented, the others are ready."""
         if sample["net_input"]["mode"] == "IMAGE":
@@ -193,17 +187,6 @@ class MultimodalPretrainingTask(FairseqTask):
     def load_state_dict(self, state_dict):
         if self.text_task is not None:
             self.text_task.load_state_dict(state_dict)
-
-    @property
-    def source_dictionary(self):
-        return None
-
-    @property
-    def target_dictionary(self):
-        return None
-
-    def max_positions(self):
-        return sys.maxsize, sys.maxsize
 
 
 @contextlib.contextmanager
