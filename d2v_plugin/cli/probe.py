@@ -5,8 +5,8 @@ the neighbours (``eval/knn.py``) are shared, and so is the comparison with the s
 """
 
 import argparse
+import importlib
 from pathlib import Path
-from types import ModuleType
 
 from d2v_plugin.cli._model_options import add_model_options
 from d2v_plugin.errors import UserError
@@ -83,37 +83,19 @@ def _check_options(args: argparse.Namespace, modality: str) -> None:
                 )
 
 
-def _speech_module() -> ModuleType:
-    from d2v_plugin.cli import _probe_speech
-
-    return _probe_speech
-
-
-def _images_module() -> ModuleType:
-    from d2v_plugin.cli import probe_images
-
-    return probe_images
-
-
-def _text_module() -> ModuleType:
-    from d2v_plugin.cli import text
-
-    return text
-
-
-BY_MODALITY = {"AUDIO": _speech_module, "IMAGE": _images_module, "TEXT": _text_module}
+# each has ``run(args)``; imported when its modality is probed
+MODULES = {"AUDIO": "_probe_speech", "IMAGE": "_probe_images", "TEXT": "_probe_text"}
 
 
 def _hand_over(args: argparse.Namespace, modality: str) -> int:
-    """Name the data as the modality's own function does, and call it."""
+    """Name the data as the modality's own module does, and run it."""
     given = args.data
     fits = {"AUDIO": len(given) == 2, "IMAGE": len(given) == 1, "TEXT": len(given) > 1 and given[0].is_dir()}
     if not fits[modality]:
         got = " ".join(map(str, given))
         raise UserError(f"a model of {modality.lower()} is probed with {DATA[modality]}; got {got}")
-    module = BY_MODALITY[modality]()
     if modality == "AUDIO":
         args.train, args.test = given
-        return module.run(args)
-    args.data, *args.tables = given
-    return module.run(args) if modality == "IMAGE" else module.run_probe(args)
+    else:
+        args.data, *args.tables = given
+    return importlib.import_module(f"d2v_plugin.cli.{MODULES[modality]}").run(args)

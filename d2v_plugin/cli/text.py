@@ -1,13 +1,12 @@
-"""``d2v text``: binarise raw text for training with fairseq, check what was written, and probe what was learned."""
+"""``d2v text``: binarise raw text for training with fairseq, and check what was written."""
 
 import json
 import os
-import time
 from pathlib import Path
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser("text", help="binarise raw text for training, check it, probe a model")
+    parser = subparsers.add_parser("text", help="binarise raw text for training, and check it")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_build(commands)
 
@@ -22,7 +21,6 @@ def add_parser(subparsers) -> None:
     check.add_argument("data", metavar="DIR", help="folder with dict.txt, train.bin and train.idx")
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.set_defaults(run=run_check)
-    _add_probe(commands)
 
 
 def _add_build(commands) -> None:
@@ -55,25 +53,6 @@ def _add_build(commands) -> None:
         "--dict", metavar="FILE", dest="dictionary", help="with --model: number pieces as this dict.txt, e.g. to go on"
     )
     build.set_defaults(run=run_build)
-
-
-def _add_probe(commands) -> None:
-    probe = commands.add_parser(
-        "probe",
-        help="what the frozen layers of a model know of labelled passages",
-        description="Fits a linear probe on the mean vectors of each layer and scores it on held-out passages, beside "
-        "a bag of sentencepiece pieces. examples/text/prepare_prose.py writes tables of passages.",
-    )
-    probe.add_argument("checkpoint", type=Path, help="fairseq checkpoint of data2vec_multi (text) or data2vec_text")
-    probe.add_argument("tables", type=Path, nargs="+", metavar="TSV", help="split, label, document, start, end, text")
-    probe.add_argument("--data", type=Path, required=True, help="folder of binarised text it was trained on")
-    probe.add_argument("--layers", type=int, nargs="+", help="which layers, 0 to the depth (default: all)")
-    probe.add_argument("--untrained", action="store_true", help="probe the same network with random weights, too")
-    probe.add_argument("--seed", type=int, default=1, help="of the random weights (default 1)")
-    probe.add_argument("--max-tokens", type=int, help="of a passage; the rest is cut off (default: what has positions)")
-    probe.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, cuda:N")
-    probe.add_argument("--json", type=Path, help="write the scores as JSON")
-    probe.set_defaults(run=run_probe)
 
 
 def _add_reading(parser) -> None:
@@ -161,56 +140,6 @@ def _check_reading(args) -> None:
             raise UserError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
     if args.max_bad_lines < -1:
         raise UserError(f"--max-bad-lines must be -1 (any number), 0 or more, got {args.max_bad_lines}")
-
-
-def run_probe(args) -> int:
-    import dataclasses
-
-    from d2v_plugin.errors import UserError
-    from d2v_plugin.eval.features import check_layers
-    from d2v_plugin.eval.load import pick_device
-    from d2v_plugin.eval.text_features import load_text_model
-    from d2v_plugin.eval.text_probe import format_table, probe_network, read_examples
-
-    if args.max_tokens is not None and args.max_tokens < 3:
-        raise UserError(f"--max-tokens must be at least 3, got {args.max_tokens}; <s> and </s> are two of them")
-    began, device = time.monotonic(), pick_device(args.device)
-    tables = {table.stem: read_examples(table) for table in args.tables}
-    found, probes = {}, []
-    for name, seed in {"trained": None, **({"untrained": args.seed} if args.untrained else {})}.items():
-        loaded = load_text_model(args.checkpoint, args.data, device=device, untrained_seed=seed)
-        if seed is None:
-            print(loaded.describe())
-            probes = _probes(tables, loaded, args.max_tokens)
-        layers = check_layers(args.layers, loaded.depth)
-        found[name] = [probe_network(probe, loaded, layers, pieces=seed is None) for probe in probes]
-    print(format_table(found["trained"], found.get("untrained")))
-    for probe in probes:
-        if probe.left_out:
-            print(f"{probe.name}: {probe.left_out} passages are left out, their words lie behind the longest passage")
-    print(f"{time.monotonic() - began:.1f} s")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        report = {name: [dataclasses.asdict(result) for result in results] for name, results in found.items()}
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return 0
-
-
-def _probes(tables: dict, loaded, max_tokens: int | None) -> list:
-    """A probe of each table; one that is too small is told and left out, unless it is the only one."""
-    from d2v_plugin.errors import UserError
-    from d2v_plugin.eval.text_probe import Probe
-
-    probes, fault = [], None
-    for name, examples in tables.items():
-        try:
-            probes.append(Probe(name, examples, loaded, max_tokens))
-        except UserError as error:
-            fault = error
-            print(f"left out: {error}")
-    if not probes:
-        raise fault
-    return probes
 
 
 def run_check(args) -> int:

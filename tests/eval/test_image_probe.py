@@ -1,4 +1,4 @@
-"""Probes of image features: what they score on features of known worth, and ``d2v probe-images`` end to end."""
+"""Probes of image features: what they score on features of known worth, and ``d2v probe`` end to end."""
 
 import json
 
@@ -67,7 +67,7 @@ def checkpoint(images, tmp_path):
 
 
 def test_layers_the_untrained_network_and_pixels(checkpoint, images, tmp_path, capsys):
-    words = ["probe-images", str(checkpoint), str(images), "--untrained", "--layers", "0", "3"]
+    words = ["probe", str(checkpoint), str(images), "--untrained", "--layers", "0", "3"]
     assert main([*words, "--json", str(tmp_path / "out" / "scores.json")]) == 0
     shown = capsys.readouterr().out
     assert "images: 24 in train, 24 in valid, 24 in test" in shown and shown.count("untrained") == 2
@@ -86,11 +86,11 @@ def test_layers_the_untrained_network_and_pixels(checkpoint, images, tmp_path, c
     ],
 )
 def test_what_cannot_be_is_one_line(checkpoint, images, capsys, words, message):
-    assert main(["probe-images", str(checkpoint), str(images), *words]) == 2
+    assert main(["probe", str(checkpoint), str(images), *words]) == 2
     assert f"d2v: error: {message}" in capsys.readouterr().err
 
 
 def test_a_split_that_is_not_there(checkpoint, images, capsys):
     (images / "test").rename(images / "held-out")
-    assert main(["probe-images", str(checkpoint), str(images)]) == 2
+    assert main(["probe", str(checkpoint), str(images)]) == 2
     assert "test: this split does not exist" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import torch
 from tiny_multi import tiny
 
 from d2v_plugin.cli.main import main
-from d2v_plugin.cli.probe import BY_MODALITY
+from d2v_plugin.cli.probe import MODULES
 from d2v_plugin.errors import UserError
 from d2v_plugin.eval.modality import modality_of
 
@@ -66,7 +66,7 @@ def test_hands_over_what_was_given(tmp_path, monkeypatch, modality):
     (tmp_path / "data").mkdir()
     data = {"AUDIO": ["a.tsv", "b.tsv"], "IMAGE": ["folder"], "TEXT": [str(tmp_path / "data"), "a.tsv", "b.tsv"]}
     path, seen = write(tmp_path / "x.pt", _name="data2vec_multi", supported_modality=modality), []
-    monkeypatch.setattr(BY_MODALITY[modality](), RUNS[modality], lambda args: seen.append(args) or 0)
+    monkeypatch.setattr(f"d2v_plugin.cli.{MODULES[modality]}.run", lambda args: seen.append(args) or 0)
     assert main(["probe", str(path), *data[modality], "--untrained", "--layers", "1", "2"]) == 0
     (args,) = seen
     assert args.untrained and args.layers == [1, 2] and args.seed == 1 and args.checkpoint == path
@@ -76,9 +76,6 @@ def test_hands_over_what_was_given(tmp_path, monkeypatch, modality):
         assert str(args.data) == "folder" and args.pixel_size == 16
     else:
         assert str(args.data) == data["TEXT"][0] and [str(table) for table in args.tables] == data["TEXT"][1:]
-
-
-RUNS = {"AUDIO": "run", "IMAGE": "run", "TEXT": "run_probe"}
 
 
 def test_a_model_of_each_modality_is_told(tmp_path):

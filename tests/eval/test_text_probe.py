@@ -146,8 +146,8 @@ def test_means_of_1_0_are_those_of_each_passage_alone(checkpoint_v1, data):
 
 def test_command_takes_1_0_and_says_what_it_does_not_take(checkpoint_v1, data, tmp_path, capsys):
     write_examples(tmp_path / "word.tsv", word_examples())
-    options = [str(tmp_path / "word.tsv"), "--data", str(data), "--layers", "0", "3", "--untrained"]
-    assert main(["text", "probe", str(checkpoint_v1), *options, "--json", str(tmp_path / "s.json")]) == 0
+    options = [str(data), str(tmp_path / "word.tsv"), "--layers", "0", "3", "--untrained"]
+    assert main(["probe", str(checkpoint_v1), *options, "--json", str(tmp_path / "s.json")]) == 0
     assert "data2vec_text: 3 layers" in capsys.readouterr().out
     report = json.loads((tmp_path / "s.json").read_text())
     # layer 0 holds the words and their positions, and the mean over a part keeps the first
@@ -155,7 +155,7 @@ def test_command_takes_1_0_and_says_what_it_does_not_take(checkpoint_v1, data, t
     state = torch.load(checkpoint_v1)
     state["cfg"]["model"]["_name"] = "data2vec_audio"
     torch.save(state, tmp_path / "other.pt")
-    assert main(["text", "probe", str(tmp_path / "other.pt"), *options]) == 2
+    assert main(["probe", str(tmp_path / "other.pt"), *options, "--modality", "text"]) == 2
     assert "this takes data2vec_multi or data2vec_text" in capsys.readouterr().err
 
 
@@ -280,9 +280,9 @@ def test_probes_that_cannot_be_are_one_line(checkpoint, data, examples, message)
 def test_command(checkpoint, data, tmp_path, capsys):
     for name, examples in (("order", order_examples()), ("word", word_examples())):
         write_examples(tmp_path / f"{name}.tsv", examples)
-    tables = [str(tmp_path / "order.tsv"), str(tmp_path / "word.tsv")]
-    options = ["--data", str(data), "--layers", "0", "4", "--untrained", "--json", str(tmp_path / "scores.json")]
-    assert main(["text", "probe", str(checkpoint), *tables, *options]) == 0
+    tables = [str(data), str(tmp_path / "order.tsv"), str(tmp_path / "word.tsv")]
+    options = ["--layers", "0", "4", "--untrained", "--json", str(tmp_path / "scores.json")]
+    assert main(["probe", str(checkpoint), *tables, *options]) == 0
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "scores.json").read_text())
     assert [result["name"] for result in report["trained"]] == ["order", "word"]
@@ -292,20 +292,20 @@ def test_command(checkpoint, data, tmp_path, capsys):
     # layer 0 holds the words and their positions, and the mean over a part keeps the first
     assert report["trained"][1]["scores"][1]["accuracy"] > 0.8
     assert "word: 2 labels, fitted on 150, scored on 50" in printed and "untrained" in printed
-    assert main(["text", "probe", str(checkpoint), *tables, "--data", str(data), "--max-tokens", "2"]) == 2
+    assert main(["probe", str(checkpoint), *tables, "--max-tokens", "2"]) == 2
     assert "--max-tokens must be at least 3" in capsys.readouterr().err
-    assert main(["text", "probe", str(checkpoint), *tables, "--data", str(data), "--layers", "9"]) == 2
+    assert main(["probe", str(checkpoint), *tables, "--layers", "9"]) == 2
     assert "--layers takes numbers from 0 to 4" in capsys.readouterr().err
 
 
 def test_a_table_that_cannot_be_probed_is_left_out(checkpoint, data, tmp_path, capsys):
     write_examples(tmp_path / "empty.tsv", [])
     write_examples(tmp_path / "word.tsv", word_examples())
-    tables, options = [str(tmp_path / "empty.tsv"), str(tmp_path / "word.tsv")], ["--data", str(data), "--layers", "0"]
-    assert main(["text", "probe", str(checkpoint), *tables, *options, "--json", str(tmp_path / "s.json")]) == 0
+    tables, options = [str(tmp_path / "empty.tsv"), str(tmp_path / "word.tsv")], ["--layers", "0"]
+    assert main(["probe", str(checkpoint), str(data), *tables, *options, "--json", str(tmp_path / "s.json")]) == 0
     assert "left out: probe empty: needs 20 passages" in capsys.readouterr().out
     assert [result["name"] for result in json.loads((tmp_path / "s.json").read_text())["trained"]] == ["word"]
-    assert main(["text", "probe", str(checkpoint), tables[0], *options]) == 2
+    assert main(["probe", str(checkpoint), str(data), tables[0], *options]) == 2
     assert "probe empty: needs 20 passages" in capsys.readouterr().err
 
 
@@ -313,8 +313,7 @@ def test_what_is_cut_off_is_told(checkpoint, data, tmp_path, capsys):
     examples = word_examples()
     long = Passage(words("river " * 60), 59, 60)
     write_examples(tmp_path / "w.tsv", [*examples, Example(FIT, "garden", "x", long)])
-    options = ["--data", str(data), "--layers", "0"]
-    assert main(["text", "probe", str(checkpoint), str(tmp_path / "w.tsv"), *options]) == 0
+    assert main(["probe", str(checkpoint), str(data), str(tmp_path / "w.tsv"), "--layers", "0"]) == 0
     assert "w: 1 passages are left out" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of 1.0 for images, ours and with upstream's keys: features, ``d2v probe-images`` and ``d2v plot``."""
+"""Checkpoints of 1.0 for images, ours and with upstream's keys: features, ``d2v probe`` and ``d2v plot``."""
 
 import json
 
@@ -102,7 +102,7 @@ def test_layers_of_features(trained, data):
 
 
 def test_probe_images(trained, data, tmp_path, capsys):
-    words = ["probe-images", str(trained), str(data), "--untrained", "--layers", "0", "2"]
+    words = ["probe", str(trained), str(data), "--untrained", "--layers", "0", "2"]
     assert main([*words, "--json", str(tmp_path / "scores.json")]) == 0
     assert "images: 24 in train, 24 in valid, 24 in test" in capsys.readouterr().out
     found = json.loads((tmp_path / "scores.json").read_text())

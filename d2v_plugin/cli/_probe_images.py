@@ -1,37 +1,14 @@
-"""``d2v probe-images``: what the frozen layers of an image model know, beside the same network untrained and pixels."""
+"""``d2v probe`` for images: their class, by neighbours and a linear probe, beside an untrained network and pixels."""
 
 import argparse
 import dataclasses
 import json
 import logging
 import time
-from pathlib import Path
 
 from d2v_plugin.errors import UserError
 
 SPLITS = ("train", "valid", "test")
-
-
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Register ``d2v probe-images``."""
-    parser = subparsers.add_parser(
-        "probe-images",
-        help="nearest neighbours and linear probes of frozen image features",
-        description="Classifies the images of DATA/test by the mean over patches of each layer: by their nearest "
-        "neighbours in DATA/train, by logistic regression fitted there (its penalty chosen on DATA/valid), and by "
-        "nearest neighbours with ten labels a class; and by raw pixels, for comparison.",
-    )
-    parser.add_argument("checkpoint", type=Path, help="checkpoint of data2vec_multi or data2vec_vision")
-    parser.add_argument("data", type=Path, help="folder with train, valid and test, each CLASS/FILE or tar shards")
-    parser.add_argument(
-        "--pixel-size", type=int, default=16, help="side of the images that raw pixels are taken of (default 16)"
-    )
-    parser.add_argument("--layers", type=int, nargs="+", help="which layers, 0 to the depth (default: all)")
-    parser.add_argument("--untrained", action="store_true", help="probe the same network with random weights, too")
-    parser.add_argument("--seed", type=int, default=1, help="of the random weights (default 1)")
-    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, cuda:N")
-    parser.add_argument("--json", type=Path, help="write the scores as JSON")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
