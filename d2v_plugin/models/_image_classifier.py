@@ -1,9 +1,30 @@
-"""What the two models that classify images read of their configuration alike."""
+"""What the two models that classify images share: what they read of their configuration, and how they are loaded."""
 
+from fairseq.models import BaseFairseqModel
 from omegaconf import OmegaConf
 
 from d2v_plugin.data.images.mixing import Mixing
 from d2v_plugin.errors import UserError
+from d2v_plugin.fine_tuning.head_size import check_head_size
+from d2v_plugin.method.misfits import misfits_named
+
+
+class ImageClassifier(BaseFairseqModel):
+    """A body and a linear layer ``head``; ``num_classes`` are its outputs."""
+
+    @classmethod
+    def build_model(cls, cfg, task=None):
+        return cls(cfg)
+
+    def load_state_dict(self, state_dict, strict=True, **kwargs):
+        """fairseq's, with a line for people.
+
+        Raises:
+            UserError: the file has another number of classes, or is of another body.
+        """
+        check_head_size(state_dict, "head", "head", self.num_classes, "model.num_classes")
+        with misfits_named(self.cfg._name):
+            return super().load_state_dict(state_dict, strict, **kwargs)
 
 
 def model_path(cfg) -> str | None:

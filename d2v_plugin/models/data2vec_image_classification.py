@@ -5,7 +5,7 @@ from typing import Any, Optional
 
 import torch.nn as nn
 from fairseq.dataclass import FairseqDataclass
-from fairseq.models import BaseFairseqModel, register_model
+from fairseq.models import register_model
 from omegaconf import II, MISSING
 
 from d2v_plugin.data.images.masks import check_patches
@@ -13,7 +13,7 @@ from d2v_plugin.fine_tuning.body import load_body
 from d2v_plugin.fine_tuning.image_head import pooled, result
 from d2v_plugin.fine_tuning.image_size import fit_positions
 from d2v_plugin.fine_tuning.layer_decay import decay_vit, spare_vectors
-from d2v_plugin.models._image_classifier import mixing_of, model_path
+from d2v_plugin.models._image_classifier import ImageClassifier, mixing_of, model_path
 from d2v_plugin.ranges import check_amounts, check_rates, check_shares
 
 HEAD_SCALE = 1e-3  # on the head's initial values
@@ -48,7 +48,7 @@ class Data2VecImageClassificationConfig(FairseqDataclass):
 
 
 @register_model("data2vec_image_classification", dataclass=Data2VecImageClassificationConfig)
-class Data2VecImageClassificationModel(BaseFairseqModel):
+class Data2VecImageClassificationModel(ImageClassifier):
     """A pre-trained ``data2vec_vision``, the mean over patches, a norm and a linear layer.
 
     Mixing needs the epoch and the samples' numbers, so the task does it, as ``mixing`` says, and passes mixed labels.
@@ -78,10 +78,6 @@ class Data2VecImageClassificationModel(BaseFairseqModel):
         self.head.weight.data.mul_(HEAD_SCALE)
         self.head.bias.data.mul_(HEAD_SCALE)
         self._mark_parameters()
-
-    @classmethod
-    def build_model(cls, cfg, task=None):
-        return cls(cfg)
 
     def _mark_parameters(self):
         """What ``d2v_adamw`` reads: weight decay, and rates by layer as BEiT has them.

@@ -13,6 +13,7 @@ from d2v_plugin.checkpoints import read_checkpoint
 from d2v_plugin.data.text.symbols import check_symbols
 from d2v_plugin.errors import UserError
 from d2v_plugin.fine_tuning.body import load_body
+from d2v_plugin.fine_tuning.head_size import check_head_size
 from d2v_plugin.ranges import check_shares
 
 EMBEDDING = "modality_encoders.TEXT.local_encoder.embed_tokens.weight"
@@ -126,12 +127,8 @@ class Data2VecTextClassificationModel(BaseFairseqModel):
             UserError: the file has a head with another number of classes.
         """
         for name, head in self.classification_heads.items():
-            there = state_dict.get(f"classification_heads.{name}.out_proj.weight")
-            if there is not None and len(there) != head.out_proj.out_features:
-                raise UserError(
-                    f"the checkpoint's head {name} has {len(there)} classes and task.num_classes="
-                    f"{head.out_proj.out_features}; take a checkpoint of this task, or start from model.model_path"
-                )
+            layer = f"classification_heads.{name}.out_proj"
+            check_head_size(state_dict, f"head {name}", layer, head.out_proj.out_features, "task.num_classes")
         return super().load_state_dict(state_dict, strict, model_cfg, args)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 import torch.nn as nn
 from fairseq.dataclass import FairseqDataclass
-from fairseq.models import BaseFairseqModel, register_model
+from fairseq.models import register_model
 from omegaconf import II, MISSING
 
 from d2v_plugin.data.images.masks import check_patches
@@ -16,7 +16,7 @@ from d2v_plugin.fine_tuning.body import load_body
 from d2v_plugin.fine_tuning.image_head import pooled, result
 from d2v_plugin.fine_tuning.image_size import fit_positions
 from d2v_plugin.fine_tuning.layer_decay import decay_blocks, decay_vit, forget_groups, spare_vectors
-from d2v_plugin.models._image_classifier import mixing_of, model_path
+from d2v_plugin.models._image_classifier import ImageClassifier, mixing_of, model_path
 from d2v_plugin.ranges import check_amounts, check_rates, check_shares
 
 MULTI, MAE = "data2vec_multi", "mae"
@@ -84,7 +84,7 @@ SHARES += ("activation_dropout", "dropout_input", "layerdrop", "prenet_layerdrop
 
 
 @register_model("mae_image_classification", dataclass=MaeImageClassificationConfig)
-class MaeImageClassificationModel(BaseFairseqModel):
+class MaeImageClassificationModel(ImageClassifier):
     """A pre-trained body, pooling, a norm and a linear layer.
 
     Mixing needs the epoch and the samples' numbers, so the task does it, as ``mixing`` says, and passes mixed labels.
@@ -120,10 +120,6 @@ class MaeImageClassificationModel(BaseFairseqModel):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         self._mark_parameters()
-
-    @classmethod
-    def build_model(cls, cfg, task=None):
-        return cls(cfg)
 
     def _before_load(self, model, weights):
         if self.cfg.remove_alibi:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional
 
 import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
-from omegaconf import II
+from omegaconf import II, OmegaConf
 
 from d2v_plugin.data.images.erase import RandomErase
 from d2v_plugin.data.images.geometry import CropRule
@@ -82,7 +83,6 @@ class ImageClassification(ImageTask):
         self.num_classes: int | None = None
 
     def build_model(self, model_cfg, from_checkpoint=False):
-        """The model; ``model_cfg`` then holds the configuration of pre-training, which checkpoints carry along."""
         model = super().build_model(model_cfg, from_checkpoint)
         if not hasattr(model, "mixing") or not hasattr(model, "num_classes"):
             raise UserError(
@@ -91,9 +91,9 @@ class ImageClassification(ImageTask):
             )
         if not from_checkpoint:
             check_optimizer(self.cfg, model)
+            check_normalization(self.cfg, model.cfg)
         self.num_classes = model.num_classes
         self.augment.config = dataclasses.replace(self.augment.config, mixing=model.mixing)
-        model_cfg.pretrained_model_args = model.cfg.pretrained_model_args
         return model
 
     # -- data ------------------------------------------------------------------------------------
@@ -233,3 +233,25 @@ def check_optimizer(cfg, model: torch.nn.Module) -> None:
             "dynamic_groups: true, scales it",
             name,
         )
+
+
+def check_normalization(cfg, model_cfg) -> None:
+    """Compare with the normalisation of pre-training, where its configuration has one and its weights are used.
+
+    Args:
+        model_cfg: the model's, with ``pretrained_model_args``.
+    Raises:
+        UserError: images would be of another mean or deviation than those that the weights are for.
+    """
+    if getattr(model_cfg, "no_pretrained_weights", False):
+        return
+    trained = OmegaConf.create(model_cfg.pretrained_model_args)
+    for name in ("normalization_mean", "normalization_std"):
+        own = list(getattr(cfg, name))
+        # a task of several modalities keeps what concerns images below image
+        found = OmegaConf.select(trained, f"task.image.{name}") or OmegaConf.select(trained, f"task.{name}")
+        if found is not None and not all(math.isclose(*pair, abs_tol=1e-6) for pair in zip(found, own, strict=True)):
+            raise UserError(
+                f"task.{name}={own} and the pre-trained model saw images with {list(found)}; set "
+                f"task.{name}={list(found)}"
+            )
