@@ -35,7 +35,7 @@ setup(
         "safetensors",
     ],
     extras_require={
-        "dev": ["pytest", "ruff", "matplotlib", "scipy", "scikit-learn", *LM],
+        "dev": ["pytest", "pytest-xdist", "ruff", "matplotlib", "scipy", "scikit-learn", *LM],
         "lm": LM,
         "export": ["transformers", "onnx", "onnxruntime"],
         "cluster": ["submitit", "hydra-submitit-launcher"],
