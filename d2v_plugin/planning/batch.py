@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from d2v_plugin.errors import UserError
-from d2v_plugin.planning.recipe import Recipe
+from d2v_plugin.planning.recipe import AUDIO, Recipe
 
 # a share of the batch that is no difference: max_tokens is only the most that a batch may hold
 SAME = 1e-3
@@ -51,13 +51,22 @@ def divide(recipe: Recipe, gpus: int, most: float) -> Split:
     found = []
     # twice as many passes are enough to come across a divisor or to show that there is none near
     for passes in range(fewest, 2 * fewest + 1):
-        micro = min(max(round(recipe.batch / (gpus * passes)), row), int(most))
-        found.append(Split(gpus, passes, micro))
-    # rows can be as many as before; max_tokens is only the most that a batch may hold
-    counted = recipe.field == "dataset.batch_size"
+        found.append(Split(gpus, passes, _nearest(recipe, recipe.batch / (gpus * passes), most)))
+    # rows that are counted can be as many as before; of recordings max_tokens is only the most that a batch may hold
+    counted = recipe.kind != AUDIO or recipe.field == "dataset.batch_size"
     exact = [split for split in found if counted and split.batch == recipe.batch]
     kept = exact or [split for split in found if split.keeps(recipe)]
     return kept[0] if kept else min(found, key=lambda split: (abs(split.ratio(recipe) - 1), split.update_freq))
+
+
+def _nearest(recipe: Recipe, wanted: float, most: float) -> int:
+    """Units of ``recipe.field`` nearest to ``wanted`` that a pass can have: a row or more, and at most ``most``."""
+    row = recipe.field_row
+    if recipe.kind == AUDIO:
+        return min(max(round(wanted), row), int(most))
+    below = recipe.uncut(min(max(wanted, row), most))
+    above = recipe.uncut(min(below + row * (recipe.multiple if below >= row * recipe.multiple else 1), most))
+    return min(below, above, key=lambda micro: abs(micro - wanted))
 
 
 SHORTER = {"audio": "task.max_sample_size", "image": "task.input_size", "text": "task.tokens_per_sample"}

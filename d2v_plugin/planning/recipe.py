@@ -46,7 +46,24 @@ class Recipe:
     @property
     def batch(self) -> int:
         """Of an update, in units of ``field``."""
-        return self.gpus * self.update_freq * self.micro
+        return self.gpus * self.update_freq * self.uncut(self.micro)
+
+    @property
+    def multiple(self) -> int:
+        """Rows to a multiple of which fairseq cuts batches that have more."""
+        return int(self.cfg.dataset.required_batch_size_multiple)
+
+    def uncut(self, amount: float) -> int:
+        """Of up to ``amount`` units of ``field`` those that reach the model in one pass.
+
+        Images and blocks are as long as each other, so a pass holds whole rows, and of more than ``multiple`` only a
+        multiple; fairseq leaves the others for the next pass. Recordings differ in length, and ``amount`` is only the
+        most that a pass may hold.
+        """
+        if self.kind == AUDIO:
+            return int(amount)
+        rows = int(amount // self.field_row)
+        return self.field_row * (rows - rows % self.multiple if rows > self.multiple else rows)
 
     @property
     def field_row(self) -> int:

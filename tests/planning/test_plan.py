@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -19,8 +20,9 @@ EXAMPLES = ROOT / "examples"
 TINY = {"model.depth": 2, "model.embed_dim": 64, "model.num_heads": 4, "model.average_top_k_layers": 2}
 
 
-def recipe(kind="image", micro=16, gpus=16, passes=1, field="dataset.batch_size", row_size=1):
-    cfg = OmegaConf.create({"task": {"sample_rate": 16_000, "input_size": 224}})
+def recipe(kind="image", micro=16, gpus=16, passes=1, field="dataset.batch_size", row_size=1, multiple=1):
+    dataset = {"required_batch_size_multiple": multiple}
+    cfg = OmegaConf.create({"task": {"sample_rate": 16_000, "input_size": 224}, "dataset": dataset})
     return Recipe("x", EXAMPLES / "x.yaml", cfg, kind, field, micro, gpus, passes, 1e-3, 1000, row_size, True)
 
 
@@ -64,6 +66,34 @@ def test_divides_with_the_fewest_passes_that_keep_the_batch(gpus, most, expected
 def test_recordings_are_divided_by_the_sample():
     found = divide(by_tokens(micro=1_000_000, gpus=8), 3, 1_500_000.7)
     assert found.update_freq == 2 and found.micro == 1_333_333 and found.keeps(by_tokens(micro=1_000_000, gpus=8))
+
+
+@pytest.mark.parametrize(
+    ("multiple", "gpus", "most", "expected"),
+    [
+        # 100 blocks fit; three passes of 85 or 86 would not be 256, four of 64 are
+        (1, 1, 51_200, Split(1, 4, 32_768)),
+        # 17 blocks fit: 16 passes of 16, where fairseq would make 16 of 17, too
+        (8, 1, 8_704, Split(1, 16, 8_192)),
+        # 85.3 blocks each; of 85 fairseq would leave 80, so the nearest that it leaves alone is 88
+        (8, 3, 51_200, Split(3, 1, 45_056)),
+        (1, 3, 51_200, Split(3, 1, 43_520)),
+        # up to the multiple any number stays
+        (8, 64, 51_200, Split(64, 1, 2_048)),
+    ],
+)
+def test_blocks_are_divided_whole_and_in_multiples_that_fairseq_keeps(multiple, gpus, most, expected):
+    """By fairseq's own division of blocks of one length into batches."""
+    from fairseq.data import data_utils
+
+    found = recipe("text", micro=8192, gpus=16, field="dataset.max_tokens", row_size=512, multiple=multiple)
+    split = divide(found, gpus, most)
+    assert split == expected
+    lengths = np.full(4096, 512)
+    batches = data_utils.batch_by_size(np.arange(4096), None, lengths, split.micro, None, multiple)
+    assert {512 * len(batch) for batch in batches[:-1]} == {split.micro}
+    if gpus == 1:
+        assert sum(map(len, batches[: split.update_freq])) == 256
 
 
 def test_a_pass_holds_a_row_at_least():
