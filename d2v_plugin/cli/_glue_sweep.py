@@ -24,6 +24,8 @@ EXAMPLES = Path(d2v_plugin.__file__).resolve().parents[1] / "examples" / "text"
 SIZES = ("max_source_positions", "layernorm_embedding", "no_scale_embedding", "activation_fn")
 ENCODER_SIZES = ("embed_dim", "ffn_embed_dim", "layers", "attention_heads", "normalize_before", "learned_pos")
 MODELS = {"data2vec_multi": "glue", "data2vec_text": "glue_v1"}
+# what the two papers' results were the best of
+RATES = {"data2vec_multi": ("1e-5", "2e-5", "4e-5", "6e-5"), "data2vec_text": ("1e-5", "2e-5", "3e-5", "4e-5")}
 POSITIONS = 512
 
 
@@ -79,7 +81,7 @@ class Sweep:
         data: folder with a prepared folder a task.
         out: runs go to ``out/TASK/lrRATE_seedSEED``.
         tasks: ``GlueTask``.
-        rates: learning rates, as written.
+        rates: learning rates, as written; None for those of the model's paper.
         config_dir: YAML files by task, None for those that go with the model.
         settings: further ``KEY=VALUE``.
     Raises:
@@ -92,17 +94,18 @@ class Sweep:
         data: Path,
         out: Path,
         tasks: Sequence,
-        rates: Sequence[str],
+        rates: Sequence[str] | None,
         seeds: Sequence[int],
         config_dir: Path | None = None,
         settings: Sequence[str] = (),
     ):
         self.model, self.data, self.out = model.resolve(), data.resolve(), out.resolve()
-        _check_rates(rates)
+        _check_rates(rates or ())
         for setting in settings:
             if "=" not in setting:
                 raise UserError(f"--set takes KEY=VALUE, got {setting!r}")
         name, model_settings = _model_settings(self.model)
+        rates = rates or RATES[name]
         self.config_dir = (config_dir or EXAMPLES / MODELS[name]).resolve()
         for task in tasks:
             if not (self.config_dir / f"{task.name}.yaml").is_file():

@@ -4,9 +4,6 @@ import json
 import os
 from pathlib import Path
 
-# the sweep of the 2.0 recipe
-RATES = ("1e-5", "2e-5", "4e-5", "6e-5")
-
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("glue", help="prepare GLUE, fine-tune over a sweep of rates, print the table")
@@ -16,6 +13,9 @@ def add_parser(subparsers) -> None:
     table = commands.add_parser("table", help="the best of each task, and the average as the papers report it")
     table.add_argument("out", type=Path, metavar="DIR", help="folder of `d2v glue run`")
     table.add_argument("--mean", action="store_true", help="mean over seeds at the best rate, instead of the best run")
+    table.add_argument(
+        "--one-rate", action="store_true", help="one rate for all tasks, that of the best average, as in 1.0's paper"
+    )
     table.add_argument("--json", action="store_true", help="print one JSON object")
     table.set_defaults(run=run_table)
 
@@ -63,7 +63,11 @@ def _add_run(commands) -> None:
     run.add_argument("--data", type=Path, required=True, help="folder that `d2v glue prepare` wrote")
     run.add_argument("--out", type=Path, required=True, help="folder for the runs")
     _add_tasks(run)
-    run.add_argument("--lrs", nargs="+", default=list(RATES), help=f"learning rates (default {' '.join(RATES)})")
+    run.add_argument(
+        "--lrs",
+        nargs="+",
+        help="learning rates (default those of the model's paper: for 2.0 1e-5 2e-5 4e-5 6e-5, for 1.0 1e-5 to 4e-5)",
+    )
     run.add_argument("--seeds", nargs="+", type=int, default=[1], help="seeds (default 1)")
     run.add_argument("--jobs", type=int, default=1, help="runs at a time; GPUs take turns (default 1)")
     run.add_argument(
@@ -145,13 +149,13 @@ def run_table(args) -> int:
     if args.json:
         from d2v_plugin.eval.glue_table import read_results, summary
 
-        print(json.dumps(summary(read_results(args.out), mean=args.mean), indent=1))
+        print(json.dumps(summary(read_results(args.out), mean=args.mean, one_rate=args.one_rate), indent=1))
     else:
-        print(_table(args.out, args.mean))
+        print(_table(args.out, args.mean, args.one_rate))
     return 0
 
 
-def _table(out: os.PathLike, mean: bool) -> str:
+def _table(out: os.PathLike, mean: bool, one_rate: bool = False) -> str:
     from d2v_plugin.eval.glue_table import format_table, read_results, summary
 
-    return format_table(summary(read_results(out), mean=mean))
+    return format_table(summary(read_results(out), mean=mean, one_rate=one_rate))

@@ -59,16 +59,26 @@ def average(scores: dict[str, float]) -> float | None:
     return statistics.fmean(scores[name] for name in ORDER) if scores.keys() >= set(ORDER) else None
 
 
-def summary(results: Sequence[dict], mean: bool = False) -> dict:
+def summary(results: Sequence[dict], mean: bool = False, one_rate: bool = False) -> dict:
     """The best of each task.
 
     Args:
         results: of :func:`read_results`.
         mean: of each learning rate the mean over its seeds, and of these the best; otherwise the best run.
+        one_rate: the same learning rate for all tasks, that of the best average, as in the paper of 1.0.
     Returns:
         ``tasks``: by name ``score``, ``scores``, ``lr``, ``seeds``, ``runs``, and ``std`` over seeds with ``mean``;
         ``average``, or None where a task is missing; ``missing``.
+    Raises:
+        UserError: with ``one_rate``, none that all eight tasks have.
     """
+    if one_rate:
+        rates = {result["lr"] for result in results}
+        found = [summary([result for result in results if result["lr"] == rate], mean) for rate in sorted(rates)]
+        whole = [each for each in found if each["average"] is not None]
+        if not whole:
+            raise UserError("no learning rate has runs of all eight tasks; run the others, or leave --one-rate out")
+        return max(whole, key=lambda each: each["average"])
     by_task: dict[str, list[dict]] = defaultdict(list)
     for result in results:
         by_task[result["task"]].append(result)

@@ -99,6 +99,12 @@ def test_every_rate_and_seed_of_every_task(glue, pretrained, tmp_path, pretended
     assert "8 runs, 0 of them ended before" in capsys.readouterr().out
 
 
+def test_without_rates_those_of_the_papers_are_swept(glue, pretrained, pretrained_v1, tmp_path):
+    made = [sweep(glue, path, tmp_path / path.parent.name, rates=None) for path in (pretrained_v1, pretrained)]
+    found = [list(dict.fromkeys(run.rate for run in each.runs)) for each in made]
+    assert found == [["1e-5", "2e-5", "3e-5", "4e-5"], ["1e-5", "2e-5", "4e-5", "6e-5"]]
+
+
 def test_what_ended_is_kept_and_what_failed_is_told(glue, pretrained, tmp_path, pretended, capsys):
     pretended("if sys.argv[1] == '2e-5': sys.exit('d2v: error: out of luck; try again')\n" + textwrap.dedent(TRAINS))
     assert sweep(glue, pretrained, tmp_path, seeds=[1]).run(jobs=1) == 2

@@ -64,6 +64,19 @@ def test_best_run_and_best_rate():
 RUNS = (("1e-5", 1, 50.0), ("1e-5", 2, 70.0), ("2e-5", 1, 64.0), ("2e-5", 2, 66.0))
 
 
+def test_one_rate_for_all_tasks():
+    """That of the best average, though another is better for one task; a rate that a task lacks does not count."""
+    values = PUBLISHED["data2vec, spans"][0]
+    lower = results((*values[:3], 90.0, *(value - 5 for value in values[4:])), "1e-5")
+    runs = [*lower, *results(values, "3e-5"), *results([value + 3 for value in values], "4e-5")[:-1]]
+    assert {task["lr"] for task in summary(runs)["tasks"].values()} == {"1e-5", "3e-5", "4e-5"}
+    found = summary(runs, one_rate=True)
+    assert {task["lr"] for task in found["tasks"].values()} == {"3e-5"}
+    assert f"{found['average']:.1f}" == "82.9"
+    with pytest.raises(UserError, match="no learning rate has runs of all eight tasks"):
+        summary(runs[:3], one_rate=True)
+
+
 def test_mnli_is_chosen_by_the_matched_set_as_its_checkpoints_are():
     runs = [
         result("mnli", {"accuracy": 80.0, "mismatched_accuracy": 70.0}, "1e-5"),
