@@ -417,3 +417,18 @@ def test_bad_pictures_are_left_out_and_counted(folder):
     assert sorted(batches[0]["ids"]) == [1, 2, 3, 4]
     assert batches[0]["net_input"]["labels"].tolist() == [n // 3 for n in batches[0]["ids"]]
     assert task.dataset("train").bad_files.count() == 2
+
+
+@pytest.mark.parametrize("below", [lambda fields: {"image": fields}, lambda fields: fields], ids=["several", "images"])
+def test_the_normalisation_of_pre_training_is_compared(folder, below, monkeypatch):
+    """A task of several modalities keeps it below image; a task that keeps none is taken as it is."""
+    task, model = task_of(data=folder), Linear()
+    for mean, std in (([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), (None, None)):
+        kept = {"normalization_mean": mean, "normalization_std": std}
+        model.cfg.pretrained_model_args = {"model": {"_name": "mae"}, "task": below(kept)}
+        assert built(task, model, monkeypatch) is model
+    model.cfg.pretrained_model_args["task"] = below({"normalization_mean": [0.5, 0.5, 0.5]})
+    with pytest.raises(UserError, match=r"mean=\[0.485, .* saw images with \[0.5, 0.5, 0.5\]"):
+        built(task, model, monkeypatch)
+    model.cfg.no_pretrained_weights = True
+    assert built(task, model, monkeypatch) is model
