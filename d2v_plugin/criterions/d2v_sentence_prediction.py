@@ -69,9 +69,8 @@ class D2vSentencePredictionCriterion(FairseqCriterion):
             predictions = logits.argmax(-1)
             logging_output["ncorrect"] = (predictions == targets).sum()
             if not model.training:
-                classes = logits.shape[-1]
-                counts = torch.bincount(targets * classes + predictions, minlength=classes * classes)
-                logging_output[CONFUSION] = _ordered(counts.view(classes, classes), self.positive)
+                counts = label_scores.confusion(predictions, targets, logits.shape[-1])
+                logging_output[CONFUSION] = _ordered(counts, self.positive)
         logging_output["loss"] = loss.detach()
         if not model.training:
             logging_output |= {name: 1 for name in SCORES if getattr(cfg, name)}

@@ -6,17 +6,18 @@ Labels are scored from their confusion counts, which add up over batches and pro
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
-def confusion(predictions: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """(K, K) int64, ``[label, prediction]``: how often each pair came.
+def confusion(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(K, K) int64 on their device, ``[label, prediction]``: how often each pair came.
 
     Args:
-        predictions, labels: (N,) integers in 0 .. K - 1.
+        predictions, labels: (N,) int64 in 0 .. K - 1.
         classes: K.
     """
-    pairs = np.asarray(labels, np.int64) * classes + np.asarray(predictions, np.int64)
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    return torch.bincount(labels * classes + predictions, minlength=classes * classes).view(classes, classes)
 
 
 def accuracy(counts: np.ndarray) -> float:
