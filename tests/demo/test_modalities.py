@@ -20,6 +20,7 @@ from d2v_plugin.eval.text_probe import ProbeResult, Score
 EXAMPLES = ROOT / "examples"
 FOLDERS = [EXAMPLES / name for name in ("demo", "speech/demo", "vision/demo", "text/demo")]
 RATES = {"demo_pretrain": 10.0, "demo_pretrain_v2": 4.0}  # updates a second
+COMPOSED = set()  # configurations with the keys that were overridden
 LETTERS = {"letters": 0.4, "letters_error": 0.02}
 
 
@@ -77,10 +78,14 @@ class Pretend:
 
         folder, name = (words[words.index(option) + 1] for option in ("--config-dir", "--config-name"))
         overrides = words[words.index("--config-name") + 2 :]
-        hydra_init(name)
-        with initialize_config_dir(str((ROOT / folder).resolve()), version_base="1.1"):
-            cfg = compose(name, overrides)
-        out = ROOT / cfg.checkpoint.save_dir
+        keys = (name, *(word.partition("=")[0] for word in overrides))
+        if keys not in COMPOSED:  # takes half a second
+            hydra_init(name)
+            with initialize_config_dir(str((ROOT / folder).resolve()), version_base="1.1"):
+                compose(name, overrides)
+            COMPOSED.add(keys)
+        values = dict(word.split("=", 1) for word in overrides)
+        out = ROOT / values["checkpoint.save_dir"]
         out.mkdir(parents=True)
         for kind in ("last", "best"):
             (out / f"checkpoint_{kind}.pt").touch()
@@ -99,23 +104,28 @@ class Pretend:
         args = build_parser().parse_args(words[1:])
         if "--json" not in words:
             return
-        if words[1] == "probe-images":
-            rows = [ImageScores(layer, 0.9, 0.95, 0.7, 0.01) for layer in (0, 4)]
-            found = {"trained": rows, "untrained": rows, "pixels": ImageScores(None, 0.8, 0.85, 0.6, 0.02)}
-            found = {**_plain(found), "images": {"train": 10, "valid": 2, "test": 3}}
-        elif words[1] == "text":
-            names = [table.stem for table in args.tables]
-            scores = {
-                n: [Score("pieces", 0.5, 0.02)] * (n == "trained") + [Score("layer 3", 0.8, 0.01)] for n in STATES
-            }
-            found = {n: [_plain(ProbeResult(p, 10, 20, 4, 0.3, scores[n])) for p in names] for n in STATES}
-        elif words[1] == "probe":
-            row = LayerScore(1, 0.5, **(LETTERS if args.align else dict.fromkeys(LETTERS)))
-            found = {**_plain({n: [row] for n in STATES}), "chance": 0.15 if args.align else None}
+        if words[1] == "probe":
+            found = self.probed(args)
         else:
             found = {"cer": 40.0, "wer": 90.0}
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(found))
+
+    @staticmethod
+    def probed(args):
+        """What ``d2v probe`` writes for two manifests, for a folder with tables of passages, and for a folder alone."""
+        if args.data[0].suffix == ".tsv":
+            row = LayerScore(1, 0.5, **(LETTERS if args.align else dict.fromkeys(LETTERS)))
+            return {**_plain({n: [row] for n in STATES}), "chance": 0.15 if args.align else None}
+        if len(args.data) > 1:
+            names = [table.stem for table in args.data[1:]]
+            scores = {
+                n: [Score("pieces", 0.5, 0.02)] * (n == "trained") + [Score("layer 3", 0.8, 0.01)] for n in STATES
+            }
+            return {n: [_plain(ProbeResult(p, 10, 20, 4, 0.3, scores[n])) for p in names] for n in STATES}
+        rows = [ImageScores(layer, 0.9, 0.95, 0.7, 0.01) for layer in (0, 4)]
+        found = {"trained": rows, "untrained": rows, "pixels": ImageScores(None, 0.8, 0.85, 0.6, 0.02)}
+        return {**_plain(found), "images": {"train": 10, "valid": 2, "test": 3}}
 
 
 STATES = ("trained", "untrained")

@@ -88,7 +88,7 @@ def fine_tuned(out, labels):
 
 def probing(checkpoint, prose, data, out):
     tables = [prose / "probes" / f"{name}.tsv" for name in PROBES]
-    words = ["d2v", "text", "probe", checkpoint, *tables, "--data", data, "--untrained", "--json", out]
+    words = ["d2v", "probe", checkpoint, data, *tables, "--untrained", "--json", out]
     # many small products: a second thread only waits
     return Command("probe", words, threads=1)
 

@@ -76,7 +76,7 @@ def fine_tuned(out, labels):
 
 
 def probing(checkpoint, data, out):
-    words = ["d2v", "probe-images", checkpoint, data, "--untrained", "--pixel-size", str(PIXELS), "--json", out]
+    words = ["d2v", "probe", checkpoint, data, "--untrained", "--pixel-size", str(PIXELS), "--json", out]
     # many small products: a second thread only waits
     return Command("probe", words, threads=1)
 
