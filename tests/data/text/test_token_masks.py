@@ -40,6 +40,7 @@ SETTINGS = [
     {"mask_prob": 0.35, "mask_multiple_length": 4, "leave_unmasked_prob": 0.0, "random_token_prob": 0.0},
     {"mask_prob": 0.15},
     {"mask_prob": 0.9, "leave_unmasked_prob": 0.0},
+    {"mask_prob": 0.6, "leave_unmasked_prob": 0.3},
     {"mask_prob": 0.4, "random_token_prob": 0.0},
     {"mask_prob": 0.5, "freq_weighted_replacement": True},
     {"mask_prob": 0.35, "mask_multiple_length": 4, "mask_stdev": 2.0},
