@@ -110,9 +110,10 @@ def count(recipe: Recipe, processes: int, vocabulary: int = VOCABULARY) -> Memor
         peaks = [_peak(mode, model, recipe, rows, dtype, vocabulary) for rows in ROWS]
     slope = (peaks[1] - peaks[0]) / (ROWS[1] - ROWS[0])
     parameters = sum(parameter.numel() for parameter in trained)
-    averages = getattr(getattr(model, "ema", None), "fp32", {})
-    teacher = sum(tensor.numel() for tensor in averages.values())
-    runs_in_half = bool(averages) and model.ema.dtype != torch.float32
+    # data2vec_text has its teacher in the encoder
+    teachers = [module.ema for module in model.modules() if getattr(module, "ema", None) is not None]
+    teacher = sum(tensor.numel() for ema in teachers for tensor in ema.fp32.values())
+    runs_in_half = any(ema.dtype != torch.float32 for ema in teachers)
     fixed = fixed_bytes(parameters, teacher, runs_in_half, dtype is not None, processes)
     return Memory(parameters, teacher, fixed, peaks[0] - ROWS[0] * slope, slope)
 
@@ -130,10 +131,10 @@ def _model(cfg: Any, vocabulary: int) -> nn.Module:
     register_plugin()
     with quiet_fairseq():
         model = models.build_model(_whole(cfg.model), task)
-    watch = getattr(model, "watch", None)
-    if watch is not None:
-        # it looks at the numbers, and there are none
-        watch.interval = 2**62
+    for module in model.modules():
+        if getattr(module, "watch", None) is not None:
+            # it looks at the numbers, and there are none
+            module.watch.interval = 2**62
     model.set_num_updates(1)
     return model
 
@@ -141,7 +142,8 @@ def _model(cfg: Any, vocabulary: int) -> nn.Module:
 def _whole(cfg: Any) -> Any:
     """A model's configuration without layer drop: a step that drops no layer holds the most."""
     cfg = copy.deepcopy(cfg)
-    for settings in (cfg, *(cfg.get("modalities") or {}).values()):
+    text = (cfg.get("transformer") or {}).get("encoder")
+    for settings in (cfg, text, *(cfg.get("modalities") or {}).values()):
         for name in ("layerdrop", "encoder_layerdrop", "prenet_layerdrop"):
             if OmegaConf.is_dict(settings) and name in settings:
                 settings[name] = 0.0

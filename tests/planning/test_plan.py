@@ -157,10 +157,16 @@ def test_fixed_bytes_are_those_of_a_trainer(tmp_path):
     assert memory.fixed["teacher"] == sum(tensor.nbytes for tensor in [*model.ema.fp32.values(), *running])
 
 
+TEXT_1_0 = {"layers": 2, "embed_dim": 128, "ffn_embed_dim": 512, "attention_heads": 4}
 SMALL = {
     "base_librispeech": {"model.encoder_layers": 2, "model.average_top_k_layers": 2},
     "base_librispeech_v2": {**TINY, "task.max_sample_size": 64_000},
     "base_books_wiki_v2": {**TINY, "task.tokens_per_sample": 128},
+    "base_books_wiki": {
+        "model.average_top_k_layers": 2,
+        "task.tokens_per_sample": 128,
+        **{f"model.transformer.encoder.{key}": value for key, value in TEXT_1_0.items()},
+    },
     "base_imagenet": TINY,
     "mae_base_imagenet": {"model.depth": 2, "model.embed_dim": 192, "model.num_heads": 4, "model.decoder_depth": 1},
 }
