@@ -258,7 +258,10 @@ def _init(asked: Asked, cfg: Any) -> Start:
         teacher = "it holds no teacher; one that the model needs starts as a copy of the student"
     updates = _updates(saved)
     at = "" if updates is None else f", saved at update {updates}"
-    line = f"start: init_from {path}{at}: weights only ({teacher}); optimizer, schedules and data begin at update 0"
+    begin = "optimizer, schedules and data begin at update 0"
+    if asked.resets and "reset_dataloader" not in asked.resets:
+        begin = "optimizer and schedules begin at update 0, data goes on (checkpoint.reset_dataloader=false)"
+    line = f"start: init_from {path}{at}: weights only ({teacher}); {begin}"
     return Start(INIT, path, asked.teacher, lines=(line,))
 
 

@@ -217,8 +217,19 @@ def test_restore_file_goes_on_in_its_own_folder_and_elsewhere(one, data, tmp_pat
     # fairseq's way to take weights alone
     more = {f"checkpoint__{name}": True for name in ("reset_optimizer", "reset_lr_scheduler", "reset_dataloader")}
     train(scaled_down(path, data, tmp_path / "c", checkpoint__restore_file=str(source), **more))
-    assert only(told()).startswith(f"start: init_from {source}, saved at update 2")
+    line = only(told())
+    assert line.startswith(f"start: init_from {source}, saved at update 2") and "schedules and data begin at" in line
     assert updates(tmp_path / "c") == 2
+    # and weights with the place in the data
+    more = {"checkpoint__reset_optimizer": True, "checkpoint__restore_file": str(source)}
+    train(scaled_down(path, data, tmp_path / "d", **more))
+    assert only(told()).endswith("begin at update 0, data goes on (checkpoint.reset_dataloader=false)")
+    began, went_on = (last(tmp_path / name)["extra_state"]["train_iterator"] for name in "cd")
+    assert _place(went_on) > _place(began) and updates(tmp_path / "d") == 2
+
+
+def _place(iterator):
+    return iterator["epoch"], iterator["iterations_in_epoch"]
 
 
 def test_a_changed_configuration_is_told_when_resuming(one, data, tmp_path, told):
