@@ -275,6 +275,9 @@ def older(state):
 
 def test_names_of_earlier_versions():
     model, made = tiny(), tiny()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_()  # new layer norms are all alike
     state = model.state_dict()
     ema = state.pop("encoder._ema")
     target = {f"encoder.target_model.{key}": value for key, value in ema.items()}  # a teacher of before _ema
@@ -302,6 +305,18 @@ def test_a_language_models_head_is_left_out(caplog):
     tokens, _ = batch()
     expected = model.eval()(tokens, features_only=True)[0]
     torch.testing.assert_close(made.eval()(tokens, features_only=True)[0], expected)
+
+
+def test_fine_tuning_goes_without_the_head_of_pre_training():
+    state = {key: value for key, value in tiny().state_dict().items() if "regression_head" not in key}
+    del state["encoder._ema"]
+    made = build(root_config())
+    with pytest.raises(UserError, match="regression_head"):
+        made.load_state_dict(dict(state))
+    made.register_classification_head("a", num_classes=3)
+    own = copy.deepcopy(made.encoder.regression_head.state_dict())
+    made.load_state_dict(dict(state))
+    assert all(torch.equal(value, own[key]) for key, value in made.encoder.regression_head.state_dict().items())
 
 
 def test_without_pretraining_modules_any_of_these_files_loads():

@@ -118,6 +118,20 @@ def test_learned_alibi_cannot_be_stretched_but_removed(tmp_path):
     assert classifier("multi", path, remove_alibi=True, input_size=32)(torch.randn(1, 3, 32, 32)).isfinite().all()
 
 
+def test_names_of_early_code(saved):
+    path, image = saved("multi"), "modality_encoders.IMAGE."
+    state = torch.load(path, weights_only=False)
+    positions = state["model"].pop(f"{image}fixed_positional_encoder.positions")
+    state["model"] |= {f"{image}positional_encoder.pos_embed": positions + 1, f"{image}encoder_mask": torch.zeros(1)}
+    torch.save(state, path)
+    for size in (24, 32):
+        found = classifier("multi", path, input_size=size).state_dict()
+        assert not any("pos_embed" in name or "encoder_mask" in name for name in found)
+        own = found[f"model.{image}fixed_positional_encoder.positions"]
+        assert abs(float(own.mean() - positions.mean()) - 1) < 0.05
+        assert size == 32 or torch.equal(own, positions + 1)
+
+
 def test_the_head_alone_is_trained(saved):
     model = classifier("multi", saved("multi"), linear_classifier=True).train()
     model(torch.randn(2, 3, 24, 24), torch.tensor([0, 4]))["losses"]["regression"].sum().backward()
