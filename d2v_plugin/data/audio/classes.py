@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-from d2v_plugin.data.audio.labels import Labels, read_lines
+from d2v_plugin.data.audio.labels import Labels, lines_of
 from d2v_plugin.errors import UserError
 
 COLUMN = 2  # of the class numbers, counted from 0
@@ -67,14 +67,7 @@ def load_classes(
             is not there; one line.
     """
     path = os.fspath(path)
-    lines = read_lines(path)
-    while len(lines) > total and not lines[-1].strip():
-        lines.pop()
-    if len(lines) != total:
-        raise UserError(
-            f"{path} has {len(lines)} lines but {manifest_path} has {total} entries; "
-            "each entry needs one line, in the same order: write it anew for this manifest"
-        )
+    lines = lines_of(path, total, manifest_path)
     pieces, offsets = [], np.zeros(len(rows) + 1, np.int64)
     for position, row in enumerate(rows):
         numbers = _numbers(lines[row], f"{path}:{row + 1}")

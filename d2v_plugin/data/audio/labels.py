@@ -62,14 +62,7 @@ def load_labels(
         UserError: missing file, another number of lines than the manifest, or an unknown symbol; one line.
     """
     path = os.fspath(path)
-    lines = read_lines(path)
-    while len(lines) > total and not lines[-1].strip():
-        lines.pop()
-    if len(lines) != total:
-        raise UserError(
-            f"{path} has {len(lines)} lines but {manifest_path} has {total} entries; "
-            "each entry needs one line, in the same order: rebuild both together"
-        )
+    lines = lines_of(path, total, manifest_path)
     dtype = np.min_scalar_type(max([unknown or 0, *symbols.values()]))
     pieces, offsets = [], np.zeros(len(rows) + 1, np.int64)
     for position, row in enumerate(rows):
@@ -87,6 +80,23 @@ def load_labels(
         offsets[position + 1] = offsets[position] + len(indices)
     tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype)
     return Labels(path, np.asarray(rows), tokens, offsets)
+
+
+def lines_of(path: str, total: int, manifest_path: str) -> list[str]:
+    """The lines of a label file, one for each of the manifest's ``total`` entries; empty ones at its end do not count.
+
+    Raises:
+        UserError: the file is missing, is no UTF-8 text, or has another number of lines.
+    """
+    lines = read_lines(path)
+    while len(lines) > total and not lines[-1].strip():
+        lines.pop()
+    if len(lines) != total:
+        raise UserError(
+            f"{path} has {len(lines)} lines but {manifest_path} has {total} entries; "
+            "each entry needs one line, in the same order: rebuild both together"
+        )
+    return lines
 
 
 def read_lines(path: str) -> list[str]:
