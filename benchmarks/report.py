@@ -9,7 +9,9 @@ HIDDEN = {"benchmark", "gpu", "torch", "triton", "commit", "date", "bytes", "ms"
 
 
 def read(paths: list[Path]) -> list[dict]:
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines() if line.strip()]
+    """Rows of kernels; those of whole recipes (training_rates.py) have no provider."""
+    rows = [json.loads(line) for path in paths for line in path.read_text().splitlines() if line.strip()]
+    return [row for row in rows if "provider" in row]
 
 
 def table(rows: list[dict]) -> str:

@@ -3,8 +3,9 @@
     python benchmarks/training_rates.py [--smoke] [RECIPE[:MICRO] ...]
 
 runs ``fairseq-hydra-train`` on one GPU for each recipe, data loading, optimiser and teacher included, and appends a row
-of JSON to ``$OUT`` where that is set, else to ``benchmarks/results``, from where ``d2v plan`` takes its hours. The data
-is noise of the length, the image size and the block size of the recipe, from a local disk.
+of JSON to ``$OUT`` where that is set, else to ``benchmarks/results``, from where ``d2v plan`` takes its hours. Rows of
+``--smoke`` mean nothing and are only printed. The data is noise of the length, the image size and the block size of the
+recipe, from a local disk.
 """
 
 import argparse
@@ -138,6 +139,13 @@ def measure(name: str, micro: int | None, scratch: Path, smoke: bool) -> dict:
     }
 
 
+def keep(row: dict, folder: Path, gpu: str) -> None:
+    """Append a row to the file of this kind of GPU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"training_{gpu.split()[-1].lower()}.jsonl", "a", encoding="utf-8") as file:
+        print(json.dumps(row), file=file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure training on one GPU.")
     parser.add_argument("recipes", nargs="*", default=RECIPES, help="NAME or NAME:MICRO")
@@ -149,7 +157,6 @@ def main() -> None:
         raise SystemExit("benchmarks: error: no CUDA device; pass --smoke to try the script without one")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     folder = Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results")
-    folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp())
     from common import environment
 
@@ -163,10 +170,8 @@ def main() -> None:
             }
             row["date"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
             print(json.dumps(row), flush=True)
-            with open(
-                folder / f"training_{'smoke' if args.smoke else gpu.split()[-1].lower()}.jsonl", "a", encoding="utf-8"
-            ) as file:
-                print(json.dumps(row), file=file)
+            if not args.smoke:
+                keep(row, folder, gpu)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -1,12 +1,16 @@
 """The benchmark scripts run, without a GPU too, and say so when they need one. Their numbers are not looked at."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from d2v_plugin.planning.hours import measured
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # no GPU: the smoke run stays small on any machine, and the kernels go through the interpreter
@@ -40,6 +44,19 @@ def test_failed_provider_stands_in_the_table(tmp_path):
            "mode": "fwd", "provider": "compile", "failed": "RuntimeError: no compiler"}  # fmt: skip
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     assert "no compiler" in run(sys.executable, BENCHMARKS / "report.py", tmp_path / "rows.jsonl").stdout
+
+
+def test_rates_of_recipes_are_for_plan_and_not_for_the_report(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    rates = importlib.import_module("training_rates")
+    row = {"recipe": "x", "gpu": "Big GPU", "date": "2026-01-01", "commit": "a", "units_per_second": 3.0}
+    rates.keep(row, tmp_path / "results", "Big GPU")
+    assert measured(SimpleNamespace(name="x"), "big", tmp_path / "results").per_gpu == 3.0
+    kernel = {"benchmark": "b", "gpu": "g", "torch": "2", "triton": "3", "commit": "c", "date": "d",
+              "mode": "fwd", "provider": "compile", "failed": "no compiler"}  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text(json.dumps(kernel))
+    report = run(sys.executable, BENCHMARKS / "report.py", tmp_path / "rows.jsonl", *(tmp_path / "results").iterdir())
+    assert report.returncode == 0 and "no compiler" in report.stdout and "Big" not in report.stdout
 
 
 @pytest.mark.parametrize("command", [["run_gpu.sh"], ["bench_topk_instance_norm_mean.py"]])
