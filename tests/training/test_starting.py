@@ -332,7 +332,7 @@ def test_weights_that_upstream_saved(data, tmp_path, told):
         "args": None,
         "model": theirs.state_dict(),
         "optimizer_history": [{**history, "lr_scheduler_state": {"best": None}}],
-        "extra_state": {"train_iterator": {"epoch": 2}, "val_loss": None},
+        "extra_state": {"train_iterator": {"epoch": 2}, "val_loss": None, "previous_training_time": 1e6},
         "task_state": {},
         "last_optimizer_state": None,
     }
@@ -343,6 +343,8 @@ def test_weights_that_upstream_saved(data, tmp_path, told):
     assert moved(state["model"]["_ema"], found["_ema"]) == set()
     name = "encoder.layers.0.fc1.weight"
     assert torch.equal(found[name], state["model"][name])
+    # nor are the hours of that run, which optimization.stop_time_hours counts, those of this one
+    assert last(out)["extra_state"]["previous_training_time"] < 1e6
 
 
 def _agree(rank: int, port: int, folder: str, save_dirs: list[str]) -> None:
