@@ -176,6 +176,15 @@ def test_two_processes_score_as_one(tmp_path):
             assert found["fairseq's", classes][key] == pytest.approx(expected[key], abs=0.0501), key
 
 
+def test_fairseqs_own_scores_a_batch_of_one():
+    """As it does with each batch of a validation set; SciPy refuses to correlate one pair."""
+    install()
+    kind, config = SentencePredictionCriterion, SentencePredictionConfig
+    criterion, model, targets = made(1, kind, config, report_pearson_and_spearman=True)
+    found = scored(criterion, logs(criterion, model, targets, [torch.arange(1)]))
+    assert found["pearson"] == found["spearman"] == found["pearson_and_spearman"] == 0
+
+
 # -- what is refused ---------------------------------------------------------------------------------
 
 

@@ -89,6 +89,11 @@ def test_positions_are_stretched_to_another_size(saved, kind, size):
     shared = {name for name, value in same.state_dict().items() if value.shape == model.state_dict()[name].shape}
     assert same.state_dict().keys() - shared
     assert all(torch.equal(same.state_dict()[name], model.state_dict()[name]) for name in shared if "head" not in name)
+    tables = [name for name in same.state_dict().keys() - shared if name.endswith("relative_position_bias_table")]
+    assert bool(tables) == (kind == "1.0")
+    for name in tables:  # what concerns CLS comes last and stays
+        own, there = model.state_dict()[name][-3:], same.state_dict()[name][-3:]
+        assert torch.equal(own, there) and there.unique().numel() > 1
 
 
 def test_stretching():
