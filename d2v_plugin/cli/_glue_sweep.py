@@ -17,6 +17,7 @@ import d2v_plugin
 from d2v_plugin.errors import UserError
 
 EVENT = re.compile(r"\[(train_inner|valid1?)\]\[INFO\] - (\{.*\})")
+ERROR = "d2v: error:"
 RECORD, LOG = "sweep.json", "train.log"
 REFRESH_SECONDS = 10
 EXAMPLES = Path(d2v_plugin.__file__).resolve().parents[1] / "examples" / "text"
@@ -125,6 +126,8 @@ class Sweep:
         ]
         self._check_record(list(settings))
         self._devices: queue.Queue = queue.Queue()
+        self._hopeless: set[str] = set()  # tasks whose runs would all be refused
+        self._stopping = False
 
     def _check_record(self, settings: list[str]) -> None:
         """Runs of another model or of other settings must not meet in one table."""
@@ -161,6 +164,7 @@ class Sweep:
             try:
                 _show(left, running)
             except BaseException:  # Ctrl-C or a kill: nothing may go on in the background
+                self._stopping = True
                 for future in running:
                     future.cancel()
                 for run in left:
@@ -173,6 +177,9 @@ class Sweep:
         """Train one to its end and write its result; whether that worked."""
         device = self._devices.get()
         try:
+            if run.task.name in self._hopeless or self._stopping:
+                run.progress = "failed"
+                return False
             run.folder.mkdir(parents=True, exist_ok=True)
             path, began = run.folder / LOG, time.monotonic()
             if path.is_file():
@@ -199,13 +206,21 @@ class Sweep:
                 code = run.process.wait()
             best = run.best()
             if code or best is None:
+                if not self._stopping:
+                    self._tell(run, f"failed, exit code {code}; {_why(path)}")
                 run.progress = "failed"
-                print(f"  {run}: failed, exit code {code}; {_why(path)}", flush=True)
                 return False
             _finish(run, best, time.monotonic() - began)
             return True
         finally:
             self._devices.put(device)
+
+    def _tell(self, run: Run, what: str) -> None:
+        """Say how a run failed. One that was refused before it began says what is wrong with all of its task."""
+        print(f"  {run}: {what}", flush=True)
+        if ERROR in what and run.progress == "starts" and run.task.name not in self._hopeless:
+            self._hopeless.add(run.task.name)
+            print(f"  {run.task.name}: its other runs would end alike and are not started", flush=True)
 
 
 def _finish(run: Run, best: tuple[int, dict[str, float]], seconds: float) -> None:
@@ -238,7 +253,8 @@ def _show(runs: list[Run], running: list) -> None:
 def _why(log: Path) -> str:
     """The line that says what went wrong, or the last one."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    told = next((line for line in reversed(lines) if line.startswith("d2v: error:")), None)
+    # Hydra says what it could not do first, and ends with advice for its developers
+    told = next((line for line in reversed(lines) if line.startswith((ERROR, "Could not override"))), None)
     return told or f"the end of {log}: {lines[-1] if lines else 'nothing'}"
 
 
@@ -261,13 +277,14 @@ def _model_settings(path: Path) -> tuple[str, list[str]]:
     from omegaconf import OmegaConf
 
     from d2v_plugin.checkpoints import read_checkpoint
-    from d2v_plugin.rebuild import configuration
+    from d2v_plugin.rebuild import check_modality, configuration
 
     cfg = configuration(read_checkpoint(path, keys=("model",), verify=False), path)
     name = str(cfg.model.get("_name"))
     if name not in MODELS:
         raise UserError(f"{path} holds a {name} model; give a checkpoint of pre-training with {' or '.join(MODELS)}")
     if name == "data2vec_multi":
+        check_modality(cfg, "TEXT", path)
         longest = OmegaConf.select(cfg, "model.modalities.text.max_source_positions")
         return name, [f"task.max_positions={min(POSITIONS, longest or POSITIONS)}"]
     transformer = cfg.model.transformer

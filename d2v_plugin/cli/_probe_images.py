@@ -4,16 +4,16 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import time
 
 from d2v_plugin.errors import UserError
 
-SPLITS = ("train", "valid", "test")
+FITTED, CHOSEN, SCORED = "train", "valid", "test"
 
 
 def run(args: argparse.Namespace) -> int:
     """Collect, fit, print."""
-    from d2v_plugin.data.images.source import find_images
     from d2v_plugin.eval.image_features import ImageInput, depth, load_image_model
     from d2v_plugin.eval.image_probe import features_of, format_table, score_layers, score_pixels
     from d2v_plugin.eval.load import pick_device
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--pixel-size must be at least 1, got {args.pixel_size}")
     start = time.monotonic()
     device = pick_device(args.device)
-    indices = {split: find_images([str(args.data)], split) for split in SPLITS}
+    indices = find_parts(str(args.data))
     scores, seeds = {}, {"trained": None} | ({"untrained": args.seed} if args.untrained else {})
     for name, seed in seeds.items():
         model, cfg = load_image_model(args.checkpoint, untrained_seed=seed, device=device)
@@ -44,3 +44,26 @@ def run(args: argparse.Namespace) -> int:
         written = {**rows, "pixels": dataclasses.asdict(raw), "images": {s: len(i) for s, i in indices.items()}}
         args.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def find_parts(data: str) -> dict:
+    """``{"train", "valid", "test": ImageIndex}``; ``val`` is ``valid``, which stands in for ``test`` where that lacks.
+
+    Raises:
+        UserError: a part is missing.
+    """
+    from d2v_plugin.data.images.source import find_images, splits_in
+
+    there = splits_in(data) if os.path.isdir(data) else []
+    chosen = "val" if "val" in there and CHOSEN not in there else CHOSEN
+    scored = SCORED if SCORED in there else chosen
+    missing = [split for split in (FITTED, chosen) if split not in there]
+    if missing:
+        raise UserError(
+            f"{data}: has no {' and no '.join(missing)} (found: {', '.join(there) or 'nothing'}); a probe takes "
+            "a folder with train, valid or val, and test if there is one, each CLASS/FILE"
+        )
+    if scored == chosen:
+        print(f"note: {data} has no {SCORED}, so {chosen} both chooses the penalty of the linear probe and is scored")
+    parts = {split: find_images([data], split) for split in dict.fromkeys((FITTED, chosen, scored))}
+    return {FITTED: parts[FITTED], CHOSEN: parts[chosen], SCORED: parts[scored]}

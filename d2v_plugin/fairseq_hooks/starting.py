@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from d2v_plugin.checkpoints import read_checkpoint
 from d2v_plugin.errors import UserError
 from d2v_plugin.fairseq_hooks.run_differences import differences
+from d2v_plugin.modalities import modality_name
 
 RESUME, INIT, FRESH, AUTO = "resume", "init_from", "fresh", "auto"
 # fairseq's roberta reads the weights of data2vec_text, as its recipes for GLUE do, and the other way round
@@ -271,12 +272,20 @@ def _nothing(asked: Asked) -> Start:
 
 def _check_model(saved: dict, cfg: Any, path: str) -> None:
     """Raises ``UserError`` where the file says that its weights are of another kind of model."""
-    found, own = ((part.get("model") or {}).get("_name") for part in (saved.get("cfg") or {}, cfg))
-    if found is not None and own is not None and found != own and {found, own} != SAME_WEIGHTS:
-        raise UserError(
-            f"checkpoint.init_from={path} holds a {found} and this run trains a {own}; give a checkpoint of that model "
-            "(fine-tuning names its pre-trained file in the model's own field, see its recipe)"
-        )
+    models = [part.get("model") or {} for part in (saved.get("cfg") or {}, cfg)]
+    names = [model.get("_name") for model in models]
+    modalities = [model.get("supported_modality") for model in models]
+    if None not in modalities:
+        modalities = [modality_name(modality) for modality in modalities]
+    # a model of several modalities names none
+    same = names[0] == names[1] and (None in modalities or modalities[0] == modalities[1])
+    if None in names or same or set(names) == SAME_WEIGHTS:
+        return
+    found, own = (f"{name} of {of}" if of else name for name, of in zip(names, modalities, strict=True))
+    raise UserError(
+        f"checkpoint.init_from={path} holds a {found} and this run trains a {own}; give a checkpoint of that model "
+        "(fine-tuning names its pre-trained file in the model's own field, see its recipe)"
+    )
 
 
 def move_aside(start: Start, save_dir: str) -> str | None:

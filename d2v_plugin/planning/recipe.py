@@ -151,7 +151,12 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     cfg = compose(path, overrides)
     task, model = str(cfg.task._name), str(cfg.model._name)
-    kind = IMAGE if "image" in task else TEXT if "masked_lm" in task or "sentence" in task else AUDIO
+    if "sentence" in task:
+        raise UserError(
+            f"{path} fine-tunes on sentences of any length, {cfg.dataset.batch_size} an update on one GPU; there is "
+            "nothing to plan, `d2v glue run` trains them"
+        )
+    kind = IMAGE if "image" in task else TEXT if "masked_lm" in task else AUDIO
     if kind == AUDIO and "audio" not in task:
         raise UserError(f"{path}: task {task} has no batch that can be planned; plan one modality's recipe")
     max_tokens, batch_size = cfg.dataset.max_tokens, cfg.dataset.batch_size

@@ -130,6 +130,20 @@ def test_damaged_last_checkpoint_stops_the_resume(tmp_path):
         train(scaled_down(YAML, data, out, optimization__max_update=4))
 
 
+@pytest.mark.parametrize(
+    ("yaml", "kind", "own"),
+    [("base_librispeech", "speech", "data2vec_audio"), ("base_librispeech_v2", "speech", "data2vec_multi of AUDIO")],
+)
+def test_weights_of_another_kind_of_model_are_named_as_such(tmp_path, yaml, kind, own):
+    """And not by each of the weights and settings that differ."""
+    data, out, path = write_data(tmp_path, kind), tmp_path / "out", tmp_path / "text.pt"
+    saved = {"model": {"_name": "data2vec_multi", "supported_modality": "TEXT"}}
+    torch.save({"cfg": saved, "model": {"blocks.0.norm1.weight": torch.zeros(2)}}, path)
+    with pytest.raises(UserError, match=f"holds a data2vec_multi of TEXT and this run trains a {own}; give"):
+        yaml = ROOT / "examples" / kind / f"{yaml}.yaml"
+        train(scaled_down(yaml, data, out, checkpoint__finetune_from_model=str(path)))
+
+
 def test_resuming_another_model_says_what_differs(tmp_path):
     data, out = write_data(tmp_path), tmp_path / "out"
     train(scaled_down(YAML, data, out))

@@ -116,6 +116,19 @@ def test_what_ended_is_kept_and_what_failed_is_told(glue, pretrained, tmp_path, 
     assert len(read_results(tmp_path / "out")) == 4
 
 
+def test_what_is_refused_before_it_begins_is_told_once_a_task(glue, pretrained, tmp_path, pretended, capsys):
+    pretended("sys.exit('d2v: error: another dictionary; change it')")
+    assert sweep(glue, pretrained, tmp_path).run(jobs=1) == 8
+    shown = capsys.readouterr().out
+    assert shown.count("another dictionary") == 2 and "rte: its other runs would end alike" in shown
+
+
+def test_a_setting_that_is_not_there_is_named(glue, pretrained, tmp_path, pretended, capsys):
+    pretended("print('Could not override x.y.'); sys.exit('Set the environment variable HYDRA_FULL_ERROR=1')")
+    assert sweep(glue, pretrained, tmp_path, tasks=[TASKS["rte"]], rates=["1e-5"], seeds=[1]).run(jobs=1) == 1
+    assert "failed, exit code 1; Could not override x.y." in capsys.readouterr().out
+
+
 def test_scores_from_before_an_interruption_count(glue, pretrained, tmp_path, pretended):
     one = {"tasks": [TASKS["rte"]], "rates": ["1e-5"], "seeds": [1]}
     folder = tmp_path / "out" / "rte" / "lr1e-5_seed1"
@@ -175,3 +188,7 @@ def test_a_checkpoint_of_another_model(glue, tmp_path):
     torch.save({"cfg": {"model": {"_name": "data2vec_audio"}}, "model": {}}, tmp_path / "speech.pt")
     with pytest.raises(UserError, match="holds a data2vec_audio model"):
         sweep(glue, tmp_path / "speech.pt", tmp_path)
+    cfg = {"model": {"_name": "data2vec_multi", "supported_modality": "IMAGE"}}
+    torch.save({"cfg": cfg, "model": {}}, tmp_path / "images.pt")
+    with pytest.raises(UserError, match="was trained on IMAGE; this needs a model of TEXT"):
+        sweep(glue, tmp_path / "images.pt", tmp_path)

@@ -90,7 +90,19 @@ def test_what_cannot_be_is_one_line(checkpoint, images, capsys, words, message):
     assert f"d2v: error: {message}" in capsys.readouterr().err
 
 
-def test_a_split_that_is_not_there(checkpoint, images, capsys):
+def test_the_layout_of_imagenet(checkpoint, images, capsys):
     (images / "test").rename(images / "held-out")
+    (images / "valid").rename(images / "val")
+    assert main(["probe", str(checkpoint), str(images), "--layers", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "has no test, so val both chooses the penalty of the linear probe and is scored" in shown
+    assert "images: 24 in train, 24 in valid, 24 in test" in shown
+
+
+def test_a_part_that_is_not_there(checkpoint, images, tmp_path, capsys):
+    (images / "valid").rename(images / "held-out")
     assert main(["probe", str(checkpoint), str(images)]) == 2
-    assert "test: this split does not exist" in capsys.readouterr().err
+    assert "has no valid (found: held-out, test, train); a probe takes a folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["probe", str(checkpoint), str(tmp_path / "empty")]) == 2
+    assert "has no train and no valid (found: nothing)" in capsys.readouterr().err

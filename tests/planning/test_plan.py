@@ -45,6 +45,11 @@ def test_batches_of_recipes_are_those_of_their_headers(name, units, text):
     assert found.in_units(found.batch) == units and found.describe(found.batch) == text
 
 
+def test_sentences_have_no_batch_to_plan():
+    with pytest.raises(UserError, match="fine-tunes on sentences of any length, 16 an update.*d2v glue run"):
+        read(EXAMPLES / "text" / "glue" / "cola.yaml")
+
+
 @pytest.mark.parametrize(
     ("gpus", "most", "expected"),
     [

@@ -70,7 +70,7 @@ def numbered(index: ImageIndex, classes: Sequence[str], source: str, num_classes
         return _checked_numbers(labels, index.source, num_classes)
     if num_classes is not None and num_classes != len(classes):
         raise UserError(
-            f"{source} has {len(classes)} classes and the model {num_classes}; set model.num_classes={len(classes)}, "
+            f"{source} has {len(classes)} classes and the model {num_classes}; set ++model.num_classes={len(classes)}, "
             "or check task.data"
         )
     number_of = {name: number for number, name in enumerate(classes)}

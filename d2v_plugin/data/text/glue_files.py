@@ -62,7 +62,7 @@ def find_folder(source: Path, task: GlueTask) -> Path:
             return folder
     raise UserError(
         f"{source}: holds no {task.folder}/{task.files['train'][0]}, and no such file of its own; give the folder of "
-        "GLUE, or that of the task"
+        f"GLUE or that of the task, or leave {task.name} out: --tasks with the others"
     )
 
 

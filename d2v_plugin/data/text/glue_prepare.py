@@ -9,6 +9,8 @@ from d2v_plugin.data.text.build import whole_folder
 from d2v_plugin.data.text.glue import GlueTask
 from d2v_plugin.data.text.glue_files import Skipped, find_folder, read_task
 from d2v_plugin.data.text.labelled import SplitCount, TextEncoder, write_split
+from d2v_plugin.data.text.pieces import DICTIONARY_NAME
+from d2v_plugin.errors import UserError
 
 
 def prepare_task(
@@ -48,8 +50,17 @@ def prepare_tasks(source: Path, dest: Path, tasks: Sequence[GlueTask], encoder: 
     for task in tasks:
         folder = dest / task.name
         if (folder / "label").is_dir():
+            _check_same_dictionary(folder / "input0" / DICTIONARY_NAME, encoder)
             tell(f"{folder}: there already, left as it is")
             continue
         prepare_task(source, folder, task, encoder, **options)
         written.append(task.name)
     return written
+
+
+def _check_same_dictionary(path: Path, encoder: TextEncoder) -> None:
+    if not path.is_file() or path.read_bytes() != encoder.dictionary.read_bytes():
+        raise UserError(
+            f"{path.parents[1]} was written with another dictionary than {encoder.dictionary}; remove it, or choose "
+            "another --dest"
+        )

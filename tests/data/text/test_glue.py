@@ -182,7 +182,7 @@ def test_a_file_that_is_missing_or_empty(tmp_path):
     (folder / "dev.tsv").write_text(glue_corpus.HEADERS["RTE"] + "\n")
     with pytest.raises(UserError, match="no line of the valid split can be used"):
         read(folder, TASKS["rte"])
-    with pytest.raises(UserError, match="holds no QNLI/train.tsv"):
+    with pytest.raises(UserError, match="holds no QNLI/train.tsv.* leave qnli out: --tasks"):
         find_folder(tmp_path, TASKS["qnli"])
     with pytest.raises(UserError, match="this folder does not exist"):
         find_folder(tmp_path / "nowhere", TASKS["qnli"])
@@ -263,6 +263,10 @@ def test_the_command(tmp_path, text, pairs, capsys):
     assert (tmp_path / "bin" / "sst_2" / "label" / "dict.txt").is_file()
     assert main([*words, "--text", str(text)]) == 0
     assert "there already, left as it is" in capsys.readouterr().out
+    dictionary = tmp_path / "bin" / "rte" / "input0" / "dict.txt"
+    dictionary.write_text(dictionary.read_text() + "other 1\n")
+    assert main([*words, "--text", str(text)]) == 2
+    assert "was written with another dictionary" in capsys.readouterr().err
     gpt2 = ["--gpt2-encoder", str(pairs / "encoder.json"), "--gpt2-vocab", str(pairs / "vocab.bpe")]
     words[4] = str(tmp_path / "bin2")
     assert main([*words, *gpt2, "--dict", str(pairs / "dict.txt")]) == 0
