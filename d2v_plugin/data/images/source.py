@@ -108,7 +108,7 @@ def _nothing(folder: str, kind: str, shards: list[str]) -> str:
         return f"its {len(shards)} shards hold no image ({', '.join(EXTENSIONS)})"
     if kind == "tar":
         return "no *.tar in it; for images in folders set task.dataset_type=imagefolder"
-    return f"no image ({', '.join(EXTENSIONS)}) and no *.tar in it"
+    return f"no image ({', '.join(EXTENSIONS)}) and no *.tar in it; put the images there, or give another folder"
 
 
 def _one_kind(indexes: list[ImageIndex]) -> list[ImageIndex]:

@@ -83,7 +83,8 @@ def read_task(folder: Path, task: GlueTask, skipped: Skipped) -> dict[str, list[
         _divide_mrpc(folder, task, found, skipped)
     for split, samples in found.items():
         if not samples:
-            raise UserError(f"{folder}: no line of the {split} split can be used ({skipped}); download it again")
+            why = skipped if skipped.kinds else "it is empty"
+            raise UserError(f"{folder}: no line of the {split} split can be used ({why}); download it again")
     return found
 
 

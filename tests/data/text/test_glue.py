@@ -180,7 +180,7 @@ def test_a_file_that_is_missing_or_empty(tmp_path):
     with pytest.raises(UserError, match="dev.tsv is empty"):
         read(folder, TASKS["rte"])
     (folder / "dev.tsv").write_text(glue_corpus.HEADERS["RTE"] + "\n")
-    with pytest.raises(UserError, match="no line of the valid split can be used"):
+    with pytest.raises(UserError, match="no line of the valid split can be used .it is empty"):
         read(folder, TASKS["rte"])
     with pytest.raises(UserError, match="holds no QNLI/train.tsv.* leave qnli out: --tasks"):
         find_folder(tmp_path, TASKS["qnli"])
