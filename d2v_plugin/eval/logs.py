@@ -54,13 +54,14 @@ def read_log(path: Path, name: str | None = None) -> Run:
 
     ``train_inner`` lines (every ``log_interval`` updates) give the training curves; end-of-epoch ``train``
     lines are used only where there is no ``train_inner`` line at all, since they repeat the same quantities.
-    Validation lines are those whose keys start with the subset's name, as fairseq writes them.
+    Validation lines are those whose keys start with the subset's name, as fairseq writes them; of several subsets the
+    first, which chooses the best checkpoint, is kept.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"cannot read the log {path}: {error.strerror}; give a hydra_train.log") from error
-    run, epochs = Run(name or path.stem), {}
+    run, epochs, subset = Run(name or path.stem), {}, None
     for line in text.splitlines():
         match = _RECORD.search(line)
         if match is None:
@@ -75,7 +76,8 @@ def read_log(path: Path, name: str | None = None) -> Run:
             _add(run.train, record, "")
         elif source == "train":
             _add(epochs, record, "train_")
-        else:
+        elif subset in (None, source) and f"{source}_num_updates" in record:
+            subset = source
             _add(run.valid, record, f"{source}_")
     run.train = run.train or epochs
     if not run.train and not run.valid:

@@ -2,7 +2,8 @@
 
 One picture answers one question, with everything on the axis of updates:
 ``loss.png``, ``variance.png`` (is the target or the prediction collapsing, and do the effective ranks agree),
-``ema_decay.png``, and for CTC runs ``error_rate.png``. Several logs are drawn together, one colour each.
+``ema_decay.png``, for CTC runs ``error_rate.png`` and for classifiers ``score.png``. Several logs are drawn together, one
+colour each.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ VARIANCES = {"target_var": "target (teacher)", "pred_var": "prediction (student)
 SPREADS = {"feature_std": "feature extractor", "student_std": "student", "teacher_std": "teacher"}
 RANKS = {"feature_rank": "feature extractor", "student_rank": "student", "teacher_rank": "teacher"}
 ERROR_RATES = {"uer": "letters", "wer": "words"}
+SCORES = {
+    "accuracy": "accuracy (%)",
+    "mAP": "mean average precision",
+    "mcc": "Matthews correlation (%)",
+    "pearson_and_spearman": "Pearson and Spearman correlation (%)",
+}
 
 
 def import_pyplot():
@@ -171,6 +178,18 @@ def plot_error_rates(runs: Sequence[Run], out: Path) -> Path:
     return save(figure, out / "error_rate.png")
 
 
+def plot_scores(runs: Sequence[Run], out: Path) -> Path:
+    """What classifiers were measured by on validation, the first of ``SCORES`` that a log has; 0 is the worst."""
+    pyplot = import_pyplot()
+    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    key = _present(runs, SCORES, "valid")[0]
+    _curves(axis, runs, {key: SCORES[key]}, "valid")
+    style_axis(axis, "update", f"{SCORES[key]} on validation")
+    _from_zero(axis)
+    axis.set_title("Classification during fine-tuning", loc="left")
+    return save(figure, out / "score.png")
+
+
 def plot_runs(runs: Sequence[Run], out: Path) -> list[Path]:
     """Every picture that the logs have data for; returns the files written.
 
@@ -182,11 +201,12 @@ def plot_runs(runs: Sequence[Run], out: Path) -> list[Path]:
         (plot_variance, any(_present(runs, keys, "train") for keys in (VARIANCES, SPREADS, RANKS))),
         (plot_ema_decay, bool(_present(runs, {"ema_decay": ""}, "train"))),
         (plot_error_rates, bool(_present(runs, ERROR_RATES, "valid"))),
+        (plot_scores, bool(_present(runs, SCORES, "valid"))),
     ]
     written = [draw(runs, out) for draw, has_data in wanted if has_data]
     if not written:
         raise UserError(
-            "the logs hold neither loss, variance, ema_decay nor error rates; give a hydra_train.log "
-            "of pre-training or of CTC fine-tuning"
+            "the logs hold neither loss, variance, ema_decay, error rates nor scores; give a "
+            "hydra_train.log of pre-training or of fine-tuning"
         )
     return written

@@ -145,7 +145,7 @@ def test_images(demo, tmp_path):
     names = [name for name, _ in commands]
     fine_tuned = [f"{start}_train_{n}_{d}" for n in (10, 100) for d in (1, 2, 3) for start in ("pretrained", "scratch")]
     fine_tuned += ["pretrained_train", "scratch_train"]
-    assert names == ["prepare", "pretrain", "probe", *fine_tuned, "curves", "masks"]
+    assert names == ["prepare", "pretrain", "probe", *fine_tuned, "curves", "scores", "masks"]
     assert "optimization.max_update=7" in commands[1][1]
     assert sum(word.endswith(".png") for word in commands[-1][1]) == 4
     table = (tmp_path / "results.md").read_text()
@@ -159,7 +159,7 @@ def test_text(demo, tmp_path):
     commands = demo("text", "--out", tmp_path)
     fine_tuned = [f"{start}_{labels}" for labels in ("400", "all") for start in ("pretrained", "scratch")]
     names = [name for name, _ in commands]
-    assert names == ["prepare", "build", "pretrain", "probe", "label", *fine_tuned, "curves", "masks"]
+    assert names == ["prepare", "build", "pretrain", "probe", "label", *fine_tuned, "curves", "scores", "masks"]
     table = (tmp_path / "results.md").read_text()
     assert "part of speech of words it was not fitted on: 4 labels, 20 passages" in table
     assert "| bag of pieces | 50.0 +- 2.0 % |  |" in table

@@ -94,6 +94,20 @@ def test_several_runs(tmp_path, capsys):
     assert [file.rsplit("/", 1)[1] for file in capsys.readouterr().out.split()] == ["loss.png", "error_rate.png"]
 
 
+@pytest.mark.parametrize("measure", ["accuracy", "mAP", "mcc", "pearson_and_spearman"])
+def test_scores_of_classifiers_on_the_first_subset(tmp_path, capsys, measure):
+    lines = []
+    for update in (50, 100):
+        for subset, value in (("valid", update), ("test", -update)):
+            record = {f"{subset}_num_updates": str(update), f"{subset}_{measure}": str(value)}
+            lines.append(hydra(subset, record))
+    (tmp_path / "a.log").write_text("\n".join(lines) + "\n")
+    assert read_log(tmp_path / "a.log").valid[measure] == [(50, 50), (100, 100)]
+    assert main(["plot", str(tmp_path / "a.log"), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "score.png")]
+    pixels(tmp_path / "score.png")
+
+
 def test_names(tmp_path):
     same = [tmp_path / run / "hydra_train.log" for run in ("one", "two")]
     assert [name for name, _ in named_logs([str(path) for path in same])] == ["one", "two"]

@@ -41,7 +41,7 @@ def run(args, out=None):
     stages.results["probe"] = json.loads((out / "probe.json").read_text())
     if not args.data:  # own text may hold too few words that can be labelled
         fine_tune(stages, out, prose, data, checkpoint)
-    for command in drawing(out, data, checkpoint):
+    for command in drawing(out, data, checkpoint, fine_tuned="finetune" in stages.results):
         stages.step(f"Picture: {command.name}", command)
     return stages.finish(write_table)
 
@@ -93,12 +93,16 @@ def probing(checkpoint, prose, data, out):
     return Command("probe", words, threads=1)
 
 
-def drawing(out, data, checkpoint):
-    """Curves of the training, and a held-out passage under three masks."""
+def drawing(out, data, checkpoint, fine_tuned):
+    """Curves of the trainings, and a held-out passage under three masks."""
     log = shown(out / "pretrain" / "train.log")
     pictures = out / "pictures"
+    runs = {"pre-trained": "pretrained_all", "scratch": "scratch_all"}
+    logs = [f"{name}={shown(out / 'finetune' / run / 'train.log')}" for name, run in runs.items()]
+    scores = [Command("scores", ["d2v", "plot", *logs, "--out", pictures / "all_labels"])] if fine_tuned else []
     return [
         Command("curves", ["d2v", "plot", f"pretrain={log}", "--out", pictures]),
+        *scores,
         Command("masks", ["d2v", "plot", "--text", data, "--mask-from", checkpoint, "--out", pictures]),
     ]
 

@@ -87,8 +87,11 @@ def drawing(out, data, checkpoint):
     pictures = out / "pictures"
     classes = sorted(path for path in (data / "valid").iterdir() if path.is_dir())
     files = [min(folder.iterdir()) for folder in classes[:: max(1, len(classes) // PICTURES)][:PICTURES]]
+    runs = {"pre-trained": "pretrained", "scratch": "scratch"}
+    logs = [f"{name}={shown(out / 'finetune' / f'{run}_train_100_1' / 'train.log')}" for name, run in runs.items()]
     return [
         Command("curves", ["d2v", "plot", f"pretrain={log}", "--out", pictures]),
+        Command("scores", ["d2v", "plot", *logs, "--out", pictures / "100_labels"]),
         Command("masks", ["d2v", "plot", "--image", *files, "--mask-from", checkpoint, "--out", pictures]),
     ]
 
