@@ -2,8 +2,8 @@
 
 One picture answers one question, with everything on the axis of updates:
 ``loss.png``, ``variance.png`` (is the target or the prediction collapsing, and do the effective ranks agree),
-``ema_decay.png``, for CTC runs ``error_rate.png`` and for classifiers ``score.png``. Several logs are drawn together, one
-colour each.
+``ema_decay.png``, for CTC runs ``error_rate.png`` and for classifiers ``score.png``. Several logs are drawn together,
+one colour each.
 """
 
 from __future__ import annotations
