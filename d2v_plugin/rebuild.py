@@ -21,15 +21,21 @@ from d2v_plugin.register import register_plugin
 
 
 @contextlib.contextmanager
-def quiet_fairseq() -> Iterator[None]:
-    """fairseq tells about optional packages when imported, and logs whole configurations when it builds a model."""
-    logger = logging.getLogger("fairseq")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+def quiet(*names: str) -> Iterator[None]:
+    """Warnings alone from these loggers, for a while."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    for logger in levels:
+        logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+def quiet_fairseq() -> contextlib.AbstractContextManager[None]:
+    """fairseq tells about optional packages when imported, and logs whole configurations when it builds a model."""
+    return quiet("fairseq")
 
 
 def configuration(state: dict, path: str | Path):

@@ -1,7 +1,6 @@
 """``d2v plan``: what a recipe needs on other hardware to keep its batch, and how long it takes there."""
 
 import argparse
-import logging
 from pathlib import Path
 
 from d2v_plugin.errors import UserError
@@ -36,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from d2v_plugin.planning.hours import Rate, from_log, measured
     from d2v_plugin.planning.memory import VOCABULARY
     from d2v_plugin.planning.recipe import find, read
+    from d2v_plugin.rebuild import quiet
 
     if args.rate is not None and not args.rate > 0:
         raise UserError(f"--rate must be above 0, got {args.rate:g}")
@@ -45,14 +45,13 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")
     # both tell about themselves while they are imported and while a configuration is composed
-    for talkative in ("hydra", "fairseq"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
-    recipe = read(find(args.config, [args.config_dir] if args.config_dir else []), args.override)
-    if args.rate is not None:
-        rate = Rate(args.rate, "as given")
-    else:
-        rate = from_log(args.log, recipe) if args.log else measured(recipe, args.gpu)
-    made = plan.make(recipe, args.gpus, args.memory, args.micro, args.vocab or VOCABULARY)
+    with quiet("hydra", "fairseq"):
+        recipe = read(find(args.config, [args.config_dir] if args.config_dir else []), args.override)
+        if args.rate is not None:
+            rate = Rate(args.rate, "as given")
+        else:
+            rate = from_log(args.log, recipe) if args.log else measured(recipe, args.gpu)
+        made = plan.make(recipe, args.gpus, args.memory, args.micro, args.vocab or VOCABULARY)
     print("\n".join(plan.lines(made, rate)))
     if args.write:
         print(f"  written   {plan.write(made)}: add +hardware={plan.name_of(made)}")

@@ -55,7 +55,7 @@ def check(cfg: Any, pretraining: DictConfig, where: str) -> None:
     if not hasattr(kind, "remove_pretraining_modules") or not hears:
         raise UserError(
             f"{where} holds a {name}, which is not a pre-trained speech model; pass a checkpoint of "
-            "pre-training (to go on with a fine-tuned one, use checkpoint.finetune_from_model)"
+            "pre-training (to go on with a fine-tuned one, use +checkpoint.init_from=FILE)"
         )
     if name == MULTI:
         check_modality(pretraining, "AUDIO", where)

@@ -81,7 +81,10 @@ def load_body(
     name = str(cfg.model.get("_name") or cfg.model.get("arch"))
     where = f"{field}={path}"
     if name not in kinds:
-        raise UserError(f"{where} holds a {name} model; give a checkpoint of pre-training with {' or '.join(kinds)}")
+        raise UserError(
+            f"{where} holds a {name} model; give a checkpoint of pre-training with {' or '.join(kinds)} (to go on with "
+            "a fine-tuned one, use +checkpoint.init_from=FILE)"
+        )
     if name == "data2vec_multi" and modality is not None:
         check_modality(cfg, modality, where)
     if normalize is not None:

@@ -90,5 +90,8 @@ def overrides(recipe: Recipe, split: Split) -> dict[str, object]:
         recipe.field: (split.micro, recipe.micro),
     }
     if not split.keeps(recipe):
-        wanted["optimization.lr"] = ([float(f"{rates(recipe, split)[0]:.3g}")], [recipe.lr])
+        scale = rates(recipe, split)[0] / recipe.lr
+        for key, rate in recipe.rates.items():
+            value = float(f"{scale * rate:.3g}")
+            wanted[key] = ([value] if key == "optimization.lr" else value, None)
     return {key: value for key, (value, before) in wanted.items() if value != before}

@@ -22,7 +22,7 @@ class Recipe:
 
     ``kind``: AUDIO, IMAGE or TEXT; ``field``: "dataset.max_tokens" or "dataset.batch_size", of which ``micro`` is the
     value for one GPU and one pass; ``row_size``: field's units in the longest row (samples of the longest crop, 1 for
-    images, tokens of a block, 1 where rows are counted); ``unit``: field's units in one unit of the data.
+    images, tokens of a block, 1 where rows are counted); ``rates``: the learning rates, by the keys that set them.
     """
 
     name: str
@@ -33,10 +33,15 @@ class Recipe:
     micro: int
     gpus: int
     update_freq: int
-    lr: float
+    rates: dict[str, float]
     updates: int
     row_size: int
     pretrains: bool
+
+    @property
+    def lr(self) -> float:
+        """The highest learning rate."""
+        return max(self.rates.values())
 
     @property
     def side(self) -> int:
@@ -173,11 +178,20 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         micro=int(batch_size if by_rows else max_tokens),
         gpus=int(cfg.distributed_training.distributed_world_size),
         update_freq=int(cfg.optimization.update_freq[0]),
-        lr=float(cfg.optimization.lr[0]),
+        rates=_rates(cfg),
         updates=int(cfg.optimization.max_update),
         row_size=row_size,
         pretrains=model in ("data2vec_audio", "data2vec_multi", "data2vec_text", "data2vec_vision", "mae"),
     )
+
+
+def _rates(cfg: Any) -> dict[str, float]:
+    """Groups of a composite optimizer have rates of their own, and then that of ``optimization`` does nothing."""
+    groups = cfg.optimizer.get("groups") or {}
+    own = {f"optimizer.groups.{name}.lr_float": group.get("lr_float") for name, group in groups.items()}
+    return {key: float(rate) for key, rate in own.items() if rate is not None} or {
+        "optimization.lr": float(cfg.optimization.lr[0])
+    }
 
 
 def _crop(cfg: Any) -> int:

@@ -82,6 +82,7 @@ NORMALIZED = {"task.normalize": (False, True)}
 ONE_STEP = {"optimization.update_freq": (ABSENT, [1])}
 # the paper's values where it gives any, in two groups of parameters
 CLASSIFICATION = {
+    "common.all_gather_list_size": (70000, 1000000),  # theirs is full after 16 clips
     "common.fp16_no_flatten_grads": (ABSENT, True),
     "criterion.log_keys": (ABSENT, ["_predictions", "_targets"]),  # theirs has them, see LEFT_OUT
     "optimization.max_update": (30000, 13000),

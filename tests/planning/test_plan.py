@@ -1,6 +1,7 @@
 """``d2v plan``: units of a batch, memory, dividing among GPUs, hours, what is printed and what is written."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,13 +18,15 @@ from d2v_plugin.planning.memory import Memory, count, fixed_bytes
 from d2v_plugin.planning.recipe import Recipe, find, read
 
 EXAMPLES = ROOT / "examples"
+RATES = {"optimizer.groups.a.lr_float": 1e-3, "optimizer.groups.b.lr_float": 1e-4}
 TINY = {"model.depth": 2, "model.embed_dim": 64, "model.num_heads": 4, "model.average_top_k_layers": 2}
 
 
 def recipe(kind="image", micro=16, gpus=16, passes=1, field="dataset.batch_size", row_size=1, multiple=1):
     dataset = {"required_batch_size_multiple": multiple}
     cfg = OmegaConf.create({"task": {"sample_rate": 16_000, "input_size": 224}, "dataset": dataset})
-    return Recipe("x", EXAMPLES / "x.yaml", cfg, kind, field, micro, gpus, passes, 1e-3, 1000, row_size, True)
+    lr = {"optimization.lr": 1e-3}
+    return Recipe("x", EXAMPLES / "x.yaml", cfg, kind, field, micro, gpus, passes, lr, 1000, row_size, True)
 
 
 def by_tokens(**how):
@@ -43,6 +46,14 @@ def by_tokens(**how):
 def test_batches_of_recipes_are_those_of_their_headers(name, units, text):
     found = read(find(name, [EXAMPLES]))
     assert found.in_units(found.batch) == units and found.describe(found.batch) == text
+
+
+def test_rates_of_groups_are_those_that_count():
+    assert read(find("large_books_wiki_v2_pgrp_1m", [EXAMPLES])).rates == {
+        "optimizer.groups.default.lr_float": 1e-4,
+        "optimizer.groups.decoder.lr_float": 1e-4,
+    }
+    assert read(find("base_imagenet_v2", [EXAMPLES])).rates == {"optimization.lr": 1e-3}
 
 
 def test_sentences_have_no_batch_to_plan():
@@ -109,6 +120,10 @@ def test_a_pass_holds_a_row_at_least():
     assert split == Split(8, 1, 1) and split.ratio(recipe(micro=1, gpus=4)) == 2
     assert rates(recipe(micro=1, gpus=4), split) == (pytest.approx(1e-3 * 2**0.5), pytest.approx(2e-3))
     assert overrides(recipe(micro=1, gpus=4), split)["optimization.lr"] == [0.00141]
+    groups = replace(recipe(micro=1, gpus=4), rates=RATES)
+    found = overrides(groups, split)
+    assert found["optimizer.groups.a.lr_float"] == 0.00141 and found["optimizer.groups.b.lr_float"] == 0.000141
+    assert "optimization.lr" not in found
 
 
 def test_overrides_are_what_changes():

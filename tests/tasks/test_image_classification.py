@@ -330,7 +330,7 @@ def test_another_number_of_classes_than_the_model(folder, monkeypatch):
     task = task_of(data=folder)
     built(task, Linear(classes=1000), monkeypatch)
     for split in ("train", "valid"):
-        with pytest.raises(UserError, match="train has 2 classes and the model 1000; set model.num_classes=2"):
+        with pytest.raises(UserError, match=r"train has 2 classes and the model 1000; set \+\+model.num_classes=2"):
             task.load_dataset(split)
 
 
