@@ -39,6 +39,24 @@ class Body:
     dim: int
 
 
+def pretrained_path(cfg: Any, saved: Any) -> str | None:
+    """``model.model_path`` of a fine-tuning model; None where ``saved``, see ``load_body``, is there.
+
+    Raises:
+        UserError: neither is.
+    """
+    from omegaconf import OmegaConf
+
+    if saved:
+        return None
+    if (OmegaConf.is_config(cfg) and OmegaConf.is_missing(cfg, "model_path")) or cfg.model_path in (None, "", "???"):
+        raise UserError(
+            "model.model_path is not set; give a checkpoint of pre-training, model.model_path=FILE.pt (from scratch, "
+            "too, for its shape: model.no_pretrained_weights=true)"
+        )
+    return cfg.model_path
+
+
 def load_body(
     path: str | os.PathLike,
     saved: Any = None,

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from fairseq.models import BaseFairseqModel, register_model
 
 from d2v_plugin.errors import UserError
-from d2v_plugin.fine_tuning.body import load_body
+from d2v_plugin.fine_tuning.body import load_body, pretrained_path
 from d2v_plugin.fine_tuning.pooling import HeadSettings, clip_scores, projections
 from d2v_plugin.fine_tuning.speech_settings import apply_to
 from d2v_plugin.fine_tuning.waveform_mixup import draw_mixture, mixed_labels, mixed_waveforms
@@ -52,7 +52,7 @@ class AudioClassificationModel(BaseFairseqModel):
                 model_cfg.conv_feature_layers = cfg.conv_feature_layers
 
         return load_body(
-            None if cfg.d2v_args else cfg.model_path,
+            pretrained_path(cfg, cfg.d2v_args),
             cfg.d2v_args or None,
             kinds=BODIES,
             modality="AUDIO",

@@ -5,7 +5,7 @@ from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models.wav2vec.wav2vec2 import MASKING_DISTRIBUTION_CHOICES
-from omegaconf import II, MISSING, OmegaConf
+from omegaconf import II, MISSING
 
 from d2v_plugin.errors import UserError
 from d2v_plugin.fine_tuning.waveform_mixup import GAIN_MODES
@@ -80,9 +80,6 @@ SHARES += ("mask_prob", "mask_channel_prob", "mask_dropout", "mixup_prob")
 
 def validate(cfg):
     """Refuse values that cannot work, before anything is read. Raises ``UserError``."""
-    missing = OmegaConf.is_config(cfg) and OmegaConf.is_missing(cfg, "model_path")
-    if not cfg.d2v_args and (missing or cfg.model_path in (None, "", MISSING)):
-        raise UserError("model.model_path is not set; give a checkpoint of pre-training, model.model_path=FILE.pt")
     check_shares("model", cfg, SHARES)
     check_rates("model", cfg, ("drop_path",))
     check_amounts("model", cfg, ("mask_length", "mask_channel_length"), low=1)

@@ -9,11 +9,11 @@ from fairseq.models import register_model
 from omegaconf import II, MISSING
 
 from d2v_plugin.data.images.masks import check_patches
-from d2v_plugin.fine_tuning.body import load_body
+from d2v_plugin.fine_tuning.body import load_body, pretrained_path
 from d2v_plugin.fine_tuning.image_head import pooled, result
 from d2v_plugin.fine_tuning.image_size import fit_positions
 from d2v_plugin.fine_tuning.layer_decay import decay_vit, spare_vectors
-from d2v_plugin.models._image_classifier import ImageClassifier, mixing_of, model_path
+from d2v_plugin.models._image_classifier import ImageClassifier, mixing_of
 from d2v_plugin.ranges import check_amounts, check_rates, check_shares
 
 HEAD_SCALE = 1e-3  # on the head's initial values
@@ -64,7 +64,7 @@ class Data2VecImageClassificationModel(ImageClassifier):
         self.cfg, self.num_classes = cfg, cfg.num_classes
         self.mixing = mixing_of(cfg, cfg.mixup_prob, cfg.mixup_switch_prob, cfg.mixup_mode)
         body = load_body(
-            model_path(cfg),
+            pretrained_path(cfg, cfg.pretrained_model_args),
             cfg.pretrained_model_args,
             kinds=("data2vec_vision",),
             weights=not cfg.no_pretrained_weights,

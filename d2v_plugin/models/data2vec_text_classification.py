@@ -7,12 +7,12 @@ import torch.nn as nn
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from fairseq.models.roberta.model import RobertaClassificationHead
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from d2v_plugin.checkpoints import read_checkpoint
 from d2v_plugin.data.text.symbols import check_symbols
 from d2v_plugin.errors import UserError
-from d2v_plugin.fine_tuning.body import load_body
+from d2v_plugin.fine_tuning.body import load_body, pretrained_path
 from d2v_plugin.fine_tuning.head_size import check_head_size
 from d2v_plugin.ranges import check_shares
 
@@ -49,10 +49,8 @@ class Data2VecTextClassificationModel(BaseFairseqModel):
     def __init__(self, cfg, task):
         super().__init__()
         check_shares("model", cfg, ("pooler_dropout",))
-        path = None if OmegaConf.is_config(cfg) and OmegaConf.is_missing(cfg, "model_path") else cfg.model_path
-        if path is None and cfg.pretrained_model_args is None:
-            raise UserError("model.model_path is not set; give a checkpoint of pre-training, model.model_path=FILE.pt")
-        if cfg.pretrained_model_args is None:
+        path = pretrained_path(cfg, cfg.pretrained_model_args)
+        if path is not None:
             _check_dictionary(path, task)
         body = load_body(
             path,

@@ -1,6 +1,5 @@
 """The transformer of 1.0: post- or pre-norm blocks, how a stack of them runs, and the encoder of speech around them."""
 
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -8,9 +7,9 @@ from torch.utils.checkpoint import checkpoint
 from d2v_plugin.errors import UserError
 from d2v_plugin.modules.activations import activation
 from d2v_plugin.modules.attention import SelfAttention
+from d2v_plugin.modules.blocks import LayerDrop
 from d2v_plugin.modules.init import bert_init
 from d2v_plugin.modules.positions import conv_positions
-from d2v_plugin.randomness import DrawStream
 
 
 class TransformerBlock(nn.Module):
@@ -128,9 +127,9 @@ class TransformerEncoder(nn.Module):
             for _ in range(depth)
         )
         self.layer_norm = nn.LayerNorm(channels)
-        self.dropout, self.layerdrop, self.norm_first = dropout, layerdrop, norm_first
+        self.dropout, self.norm_first = dropout, norm_first
+        self.layerdrop = LayerDrop(layerdrop, "layerdrop")
         self.checkpoint_activations = checkpoint_activations
-        self._draws = DrawStream("layerdrop")
         self.apply(bert_init)
         if deepnorm:
             _init_deepnorm(self.layers)
@@ -164,19 +163,12 @@ class TransformerEncoder(nn.Module):
             self.layers,
             x,
             padding_mask,
-            self._layers_to_drop(),
+            self.layerdrop.skipped(len(self.layers), self.training),
             checkpointing=self.checkpoint_activations and self.training,
             first_result=first_result,
             last_layer=last_layer,
         )
         return x, [(x.transpose(0, 1), None, ffn.transpose(0, 1)) for x, ffn in results]
-
-    def _layers_to_drop(self):
-        """One host-side draw for all blocks, alike on all ranks."""
-        if not self.training or self.layerdrop <= 0:
-            return [False] * len(self.layers)
-        draws = torch.rand(len(self.layers), generator=self._draws.generator())
-        return (draws <= self.layerdrop).tolist()
 
 
 def _init_deepnorm(layers):

@@ -151,6 +151,7 @@ def _meta(func: Any, args: tuple, kwargs: dict) -> Any:
     try:
         made = func(*tree_map(shape_of, args), **tree_map(shape_of, kwargs))
     except (NotImplementedError, RuntimeError):
+        # torch says either where it has no rule without numbers; the operation then runs, and what is wrong shows there
         return None
     tensors = [leaf for leaf in tree_flatten(made)[0] if isinstance(leaf, Tensor)]
     # numbers that Python asks for, and results that are no floats (masks, indices), come from the real thing

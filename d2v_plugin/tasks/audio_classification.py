@@ -13,7 +13,6 @@ from fairseq.logging import metrics
 from fairseq.logging.meters import safe_round
 from fairseq.tasks import TASK_CLASS_NAMES, TASK_DATACLASS_REGISTRY, TASK_REGISTRY, register_task
 from fairseq.tasks.audio_pretraining import AudioPretrainingConfig, AudioPretrainingTask
-from omegaconf import OmegaConf
 
 from d2v_plugin.data.audio.class_dataset import ClassDataset
 from d2v_plugin.data.audio.classes import load_classes, read_descriptors
@@ -89,14 +88,6 @@ class D2VAudioClassificationTask(AudioTaskMixin, AudioPretrainingTask):
         )
         audio = self.audio_dataset(split, manifest, task_cfg, pad=True)
         self.datasets[split] = ClassDataset(audio, labels, len(self.labels))
-
-    def build_model(self, model_cfg, from_checkpoint=False):
-        """Checkpoints carry the configuration of the body, too: fairseq hands the model a copy of its own."""
-        model = super().build_model(model_cfg, from_checkpoint)
-        carried = getattr(getattr(model, "cfg", None), "d2v_args", None)
-        if carried is not None and OmegaConf.is_config(model_cfg):
-            model_cfg.d2v_args = OmegaConf.to_container(carried, resolve=True, enum_to_str=True)
-        return model
 
     def build_criterion(self, cfg, from_checkpoint=False):
         """fairseq's ``model`` hands out predictions only where asked to; the metrics of this task need them."""

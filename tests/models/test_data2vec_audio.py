@@ -70,12 +70,12 @@ def test_layerdrop_repeats_with_the_seed_and_drops_about_as_often_as_asked():
     drawn = []
     for m in (model, twin):
         torch.manual_seed(5)
-        drawn.append([m.encoder._layers_to_drop() for _ in range(300)])
+        drawn.append([m.encoder.layerdrop.skipped(3, m.training) for _ in range(300)])
     assert drawn[0] == drawn[1]
     share = sum(map(sum, drawn[0])) / 900
     assert 0.33 < share < 0.47
     model.eval()
-    assert model.encoder._layers_to_drop() == [False] * 3
+    assert model.encoder.layerdrop.skipped(3, model.training) == [False] * 3
 
 
 def test_masks_repeat_with_the_seed_of_the_update():
