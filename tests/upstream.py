@@ -19,6 +19,7 @@ import fairseq
 import fairseq.models
 import numpy as np
 import timm_stand_in
+import torch
 from fairseq.models.transformer import TransformerConfig
 
 ROOT = Path(fairseq.__file__).parent / "examples"
@@ -47,6 +48,26 @@ def load_v2(name):
         sys.modules[qualified].__path__ = [str(ROOT.joinpath(*package.split(".")[1:]))]
     with current_stack():
         return importlib.import_module(f"examples.data2vec.{name}")
+
+
+def save(path, cfg, model):
+    """A checkpoint of ``model`` as upstream's trainer lays it out; gives ``path``."""
+    history = {
+        "num_updates": 7,
+        "criterion_name": "ModelCriterion",
+        "optimizer_name": "FairseqAdam",
+        "lr_scheduler_state": {"best": None},
+    }
+    state = {
+        "cfg": cfg,
+        "args": None,
+        "model": model.state_dict(),
+        "optimizer_history": [history],
+        "extra_state": {"train_iterator": {"epoch": 2}, "val_loss": None},
+        "task_state": {},
+    }
+    torch.save(state, path)
+    return path
 
 
 @contextlib.contextmanager

@@ -36,23 +36,8 @@ def write(folder, modality, form):
         theirs = module.Data2VecMultiModel.build_model(cfg, text_task())
     root.model = cfg
     model_cfg = OmegaConf.to_container(root, resolve=True, enum_to_str=form == "text")
-    state = {
-        "cfg": {**model_cfg, "task": task, "criterion": {"_name": "model"}},
-        "args": None,
-        "model": theirs.state_dict(),
-        "optimizer_history": [
-            {
-                "num_updates": 7,
-                "criterion_name": "ModelCriterion",
-                "optimizer_name": "FairseqAdam",
-                "lr_scheduler_state": {"best": None},
-            }
-        ],
-        "extra_state": {"train_iterator": {"epoch": 2}, "val_loss": None},
-        "task_state": {},
-    }
-    torch.save(state, folder / "upstream.pt")
-    return theirs.eval(), folder / "upstream.pt"
+    cfg = {**model_cfg, "task": task, "criterion": {"_name": "model"}}
+    return theirs.eval(), upstream.save(folder / "upstream.pt", cfg, theirs)
 
 
 @pytest.mark.parametrize("form", ["text", "members"])

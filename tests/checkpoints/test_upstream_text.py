@@ -36,23 +36,9 @@ def write(folder, words=WORDS):
             p.add_(0.1 * torch.randn_like(p))
     root.model = OmegaConf.merge(OmegaConf.structured(oracle.Data2VecTextConfig), root.model)
     cfg = OmegaConf.to_container(root, resolve=True, enum_to_str=True)
-    state = {
-        "cfg": {**cfg, "task": {"_name": "masked_lm", "data": str(folder), "tokens_per_sample": 40}, "criterion": {}},
-        "args": None,
-        "model": theirs.state_dict(),
-        "optimizer_history": [
-            {
-                "num_updates": 7,
-                "criterion_name": "ModelCriterion",
-                "optimizer_name": "FairseqAdam",
-                "lr_scheduler_state": {"best": None},
-            }
-        ],
-        "extra_state": {"train_iterator": {"epoch": 2}, "val_loss": None},
-        "task_state": {},
-    }
-    torch.save(state, folder / "upstream.pt")
-    return theirs.eval(), folder / "upstream.pt"
+    task = {"_name": "masked_lm", "data": str(folder), "tokens_per_sample": 40}
+    path = upstream.save(folder / "upstream.pt", {**cfg, "task": task, "criterion": {}}, theirs)
+    return theirs.eval(), path
 
 
 def test_read_and_computed_alike(tmp_path):

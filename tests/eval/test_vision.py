@@ -6,6 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+import upstream
 from fairseq import checkpoint_utils
 from image_corpus import write_folder
 from tiny_training import ROOT, scaled_down, train
@@ -41,28 +42,13 @@ def upstreams(tmp_path):
     theirs = oracle(shared_rel_pos_bias=True).eval()
     theirs.set_num_updates(0)
     task = {"_name": "image_pretraining", "data": "/not/on/this/machine", "input_size": 24}
-    state = {
-        "cfg": {
-            "common": {"seed": 1},
-            "model": {"_name": "data2vec_vision", **TINY},
-            "task": task,
-            "criterion": {"_name": "model"},
-        },
-        "args": None,
-        "model": theirs.state_dict(),
-        "optimizer_history": [
-            {
-                "num_updates": 7,
-                "criterion_name": "ModelCriterion",
-                "optimizer_name": "FairseqAdam",
-                "lr_scheduler_state": {"best": None},
-            }
-        ],
-        "extra_state": {"train_iterator": {"epoch": 2}, "val_loss": None},
-        "task_state": {},
+    cfg = {
+        "common": {"seed": 1},
+        "model": {"_name": "data2vec_vision", **TINY},
+        "task": task,
+        "criterion": {"_name": "model"},
     }
-    torch.save(state, tmp_path / "upstream.pt")
-    return theirs, tmp_path / "upstream.pt"
+    return theirs, upstream.save(tmp_path / "upstream.pt", cfg, theirs)
 
 
 @pytest.mark.filterwarnings("ignore:Positional args are being deprecated:FutureWarning")

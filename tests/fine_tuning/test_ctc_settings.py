@@ -14,6 +14,7 @@ from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig, Wav2VecCtc
 from omegaconf import OmegaConf
 from tiny_multi import root_config
 
+from d2v_plugin.checkpoints import read_checkpoint
 from d2v_plugin.errors import UserError
 from d2v_plugin.models.data2vec_audio import Data2VecAudioConfig, Data2VecAudioModel
 from d2v_plugin.register import register_plugin
@@ -276,7 +277,7 @@ def test_layer_decay_of_2_asks_for_rates(checkpoints):
 @versions
 def test_from_upstreams_checkpoint_the_output_is_that_of_upstreams_model(checkpoints, version):
     found = ctc(checkpoints["upstream"][version], apply_mask=True).eval()
-    state = torch.load(checkpoints["upstream"][version], weights_only=False)
+    state = read_checkpoint(checkpoints["upstream"][version], mmap=False)
     body = found.w2v_encoder.w2v_model
     assert type(body).__module__.startswith("d2v_plugin.models")
     own = body.state_dict()
@@ -306,7 +307,7 @@ def test_from_upstreams_checkpoint_the_output_is_that_of_upstreams_model(checkpo
 def test_a_checkpoint_normalised_otherwise_is_one_line(checkpoints, version, tmp_path):
     with pytest.raises(UserError, match=r"task\.normalize=False differs .* set task\.normalize=True"):
         ctc(checkpoints[version], normalize=False)
-    state = torch.load(checkpoints[version], weights_only=False)
+    state = read_checkpoint(checkpoints[version], mmap=False)
     state["cfg"]["task"]["normalize"] = False
     torch.save(state, tmp_path / "plain.pt")
     with pytest.raises(UserError, match=r"task\.normalize=True differs .* set task\.normalize=False") as caught:
@@ -325,7 +326,7 @@ def test_settings_of_the_other_version_are_one_line(checkpoints):
 
 
 def test_load_ema_takes_the_teachers_blocks(checkpoints, tmp_path):
-    state = torch.load(checkpoints[1], weights_only=False)
+    state = read_checkpoint(checkpoints[1], mmap=False)
     for value in state["model"]["_ema"].values():
         value.add_(1)
     torch.save(state, tmp_path / "moved.pt")
@@ -335,7 +336,7 @@ def test_load_ema_takes_the_teachers_blocks(checkpoints, tmp_path):
 
 
 def test_another_kind_of_checkpoint_is_one_line(checkpoints, tmp_path):
-    state = torch.load(checkpoints[2], weights_only=False)
+    state = read_checkpoint(checkpoints[2], mmap=False)
     state["cfg"]["model"]["supported_modality"] = "IMAGE"
     torch.save(state, tmp_path / "image.pt")
     with pytest.raises(UserError, match=r"image\.pt was trained on IMAGE; this needs a model of AUDIO"):

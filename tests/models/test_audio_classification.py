@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from tiny_model import TINY, make
 from tiny_multi import root_config, tiny
 
+from d2v_plugin.checkpoints import read_checkpoint
 from d2v_plugin.errors import UserError
 from d2v_plugin.fine_tuning.waveform_mixup import Mixture
 from d2v_plugin.models.audio_classification import AudioClassificationModel
@@ -135,7 +136,7 @@ def test_the_body_waits_for_freeze_finetune_updates(checkpoints, version):
 def test_from_scratch_weights_are_random(checkpoints, version):
     pretrained, scratch = (build(checkpoints[version], no_pretrained_weights=value) for value in (False, True))
     name = "d2v_model.encoder.layers.0.fc1.weight" if version == 1 else "d2v_model.blocks.0.mlp.fc1.weight"
-    expected = torch.load(checkpoints[version], weights_only=False)["model"][name.removeprefix("d2v_model.")]
+    expected = read_checkpoint(checkpoints[version], mmap=False)["model"][name.removeprefix("d2v_model.")]
     assert torch.equal(pretrained.state_dict()[name], expected)
     assert not torch.equal(scratch.state_dict()[name], expected)
 
@@ -216,7 +217,7 @@ def test_normalisation_that_differs(checkpoints, version):
 
 
 def test_checkpoints_of_another_kind(checkpoints, tmp_path):
-    state = torch.load(checkpoints[2], weights_only=False)
+    state = read_checkpoint(checkpoints[2], mmap=False)
     state["cfg"]["model"]["supported_modality"] = "IMAGE"
     torch.save(state, tmp_path / "image.pt")
     refused("was trained on IMAGE; this needs a model of AUDIO", build, tmp_path / "image.pt")

@@ -10,6 +10,7 @@ from fairseq.dataclass.utils import merge_with_parent
 from omegaconf import OmegaConf
 from tiny_multi import root_config, tiny
 
+from d2v_plugin.checkpoints import read_checkpoint
 from d2v_plugin.errors import UserError
 from d2v_plugin.fine_tuning.image_head import counts, result
 from d2v_plugin.fine_tuning.image_size import stretched
@@ -125,7 +126,7 @@ def test_learned_alibi_cannot_be_stretched_but_removed(tmp_path):
 
 def test_names_of_early_code(saved):
     path, image = saved("multi"), "modality_encoders.IMAGE."
-    state = torch.load(path, weights_only=False)
+    state = read_checkpoint(path, mmap=False)
     positions = state["model"].pop(f"{image}fixed_positional_encoder.positions")
     state["model"] |= {f"{image}positional_encoder.pos_embed": positions + 1, f"{image}encoder_mask": torch.zeros(1)}
     torch.save(state, path)
